@@ -1,0 +1,20 @@
+"""Multiscale deep equilibrium models for OpenMMLab.
+
+Importing the package registers everything; in a config that is
+``custom_imports = dict(imports=['mdeq_mm'])``.
+"""
+
+from .utils import (
+    allow_mmengine_checkpoints,
+    check_versions,
+    stand_in_for_missing_ops,
+)
+
+check_versions()
+stand_in_for_missing_ops()
+allow_mmengine_checkpoints()
+
+from . import deq  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = ['__version__', 'deq']

@@ -1,0 +1,56 @@
+"""Building of solvers and gradients from config dicts."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TypeVar, Union
+
+from mmengine.registry import TASK_UTILS
+
+T = TypeVar('T')
+
+
+def build(cfg: Union[dict, T], base: type[T], argument: str) -> T:
+    """Builds an object registered in mmengine's root ``TASK_UTILS``.
+
+    ``Registry.build`` is not used because it looks the type up in the registry of the
+    default scope first, and warns where that toolbox has none.
+
+    Args:
+        cfg (dict or object): Config with the key ``type``, or an object that is built
+            already.
+        base (type): What the result must be an instance of.
+        argument (str): Name of the argument the config was given for; errors name it.
+
+    Raises:
+        TypeError: If ``cfg`` is neither a config nor a ``base``, or has unknown keys.
+        ValueError: If the type is not registered, or is not a ``base``.
+    """
+    if isinstance(cfg, base):
+        return cfg
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(
+            f"{argument} must be a {base.__name__} or a dict with the key 'type', "
+            f'got {cfg!r}'
+        )
+    kwargs = dict(cfg)
+    kind = kwargs.pop('type')
+    cls = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        allowed = sorted(
+            name
+            for name, registered in TASK_UTILS.module_dict.items()
+            if inspect.isclass(registered) and issubclass(registered, base)
+        )
+        raise ValueError(
+            f'{argument}: unknown {base.__name__} type {kind!r}, '
+            f'allowed are {", ".join(allowed)}'
+        )
+    parameters = inspect.signature(cls).parameters
+    unknown = sorted(set(kwargs) - set(parameters))
+    if unknown:
+        raise TypeError(
+            f'{argument}: {cls.__name__} has no argument {", ".join(unknown)}, '
+            f'allowed are {", ".join(parameters)}'
+        )
+    return cls(**kwargs)

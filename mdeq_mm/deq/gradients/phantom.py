@@ -1,0 +1,44 @@
+"""Phantom gradient: a few damped steps recorded by autograd."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.registry import TASK_UTILS
+from torch import Tensor
+
+from ..solvers.base import FixedPointFunction, Solution
+from .base import EquilibriumGradient
+
+
+@TASK_UTILS.register_module()
+class PhantomGradient(EquilibriumGradient):
+    """Unrolls ``steps`` damped iterations from the equilibrium and differentiates them.
+
+    ``z <- z + damping * (f(z) - z)``, ``steps`` times (Geng et al., "On Training
+    Implicit Models", NeurIPS 2021, unrolling-based phantom gradient). ``steps=1,
+    damping=1`` is Jacobian-free backpropagation (Fung et al., AAAI 2022).
+    Backward solves nothing; the memory is that of ``steps`` evaluations of ``f``.
+
+    Args:
+        steps (int): Iterations that are recorded, at least 1. Defaults to 5.
+        damping (float): Share of the full step that is taken, in (0, 1].
+            Defaults to 0.5.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, steps: int = 5, damping: float = 0.5) -> None:
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f'steps must be an integer of at least 1, got {steps!r}')
+        if not 0 < damping <= 1:
+            raise ValueError(f'damping must be in (0, 1], got {damping!r}')
+        self.steps = steps
+        self.damping = damping
+
+    def attach(self, f: FixedPointFunction, solution: Solution) -> Tensor:
+        z = solution.state.detach()
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                z = torch.lerp(z, f(z), self.damping)
+        return z

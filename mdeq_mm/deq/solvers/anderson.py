@@ -1,0 +1,119 @@
+"""Anderson acceleration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from mmengine.registry import TASK_UTILS
+from torch import Tensor
+
+from .base import FixedPointSolver
+
+
+@dataclass
+class _History:
+    """The last ``window`` mixed iterates and residuals, and the latter's Gram
+    matrix."""
+
+    mixed: Tensor
+    g: Tensor
+    gram: Tensor
+    n_evals: int = 0
+
+
+@TASK_UTILS.register_module()
+class AndersonSolver(FixedPointSolver):
+    """Anderson acceleration (type II) on ``g(z) = f(z) - z``.
+
+    The next iterate is the affine combination of the last ``window`` iterates whose
+    linearised residual is smallest,
+
+    ``z <- sum_i alpha_i (z_i + mixing g_i)``, ``alpha`` minimising
+    ``||sum_i alpha_i g_i||^2 + ridge sum_i alpha_i^2 ||g_i||^2`` under
+    ``sum_i alpha_i = 1``.
+
+    The ridge weighs each residual by its own norm, which makes it indifferent to the
+    scale of ``f`` and keeps it from drowning the last, smallest residuals. Where the
+    system cannot be solved nevertheless, that sample takes a plain mixed step.
+
+    It holds two buffers of ``window`` states a sample.
+
+    Args:
+        max_evals (int): Budget of evaluations of ``f``. Defaults to 30.
+        tol (float): Tolerance on the residual. Defaults to 1e-3.
+        stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
+        window (int): Iterates that are combined, at least 1 (which is Picard
+            iteration). Defaults to 5.
+        ridge (float): Regularisation of the least-squares problem, relative.
+            Defaults to 1e-6.
+        mixing (float): Share of the residual that is added, in (0, 1].
+            Defaults to 1.0.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_evals: int = 30,
+        tol: float = 1e-3,
+        stop_mode: str = 'rel',
+        window: int = 5,
+        ridge: float = 1e-6,
+        mixing: float = 1.0,
+    ) -> None:
+        super().__init__(max_evals, tol, stop_mode)
+        if not isinstance(window, int) or window < 1:
+            raise ValueError(f'window must be an integer of at least 1, got {window!r}')
+        if not ridge >= 0:
+            raise ValueError(f'ridge must not be negative, got {ridge!r}')
+        if not 0 < mixing <= 1:
+            raise ValueError(f'mixing must be in (0, 1], got {mixing!r}')
+        self.window = window
+        self.ridge = ridge
+        self.mixing = mixing
+
+    def _init_history(self, z0: Tensor) -> _History:
+        batch_size, size = z0.shape
+        window = min(self.window, self.max_evals)
+        mixed = z0.new_zeros(batch_size, window, size)
+        gram = z0.new_zeros(batch_size, window, window, dtype=torch.float64)
+        return _History(mixed, torch.zeros_like(mixed), gram)
+
+    def _step(self, history: _History, z: Tensor, g: Tensor, active: Tensor) -> Tensor:
+        window = history.g.shape[1]
+        slot = history.n_evals % window
+        history.n_evals += 1
+        used = min(history.n_evals, window)
+        history.mixed[:, slot] = z + self.mixing * g
+        history.g[:, slot] = g
+        products = torch.bmm(history.g[:, :used], g.unsqueeze(2)).squeeze(2)
+        history.gram[:, slot, :used] = products.to(history.gram.dtype)
+        history.gram[:, :used, slot] = products.to(history.gram.dtype)
+
+        alpha = self._coefficients(history.gram[:, :used, :used], slot).to(z.dtype)
+        combined = torch.bmm(alpha.unsqueeze(1), history.mixed[:, :used]).squeeze(1)
+        return combined - z
+
+    def _coefficients(self, gram: Tensor, newest: int) -> Tensor:
+        """Minimises the regularised quadratic form under the sum constraint.
+
+        Args:
+            gram (Tensor): Gram matrix of the residuals, ``(B, m, m)``.
+            newest (int): Index of the newest residual.
+
+        Returns:
+            Tensor: Coefficients that sum to 1, ``(B, m)``.
+        """
+        inverse_norm = gram.diagonal(dim1=1, dim2=2).rsqrt()
+        scaled = gram * inverse_norm.unsqueeze(1) * inverse_norm.unsqueeze(2)
+        scaled.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        factor, info = torch.linalg.cholesky_ex(scaled)
+        alpha = torch.cholesky_solve(inverse_norm.unsqueeze(2), factor).squeeze(2)
+        alpha = alpha * inverse_norm
+        alpha = alpha / alpha.sum(dim=1, keepdim=True)
+        plain = torch.zeros_like(alpha)
+        plain[:, newest] = 1
+        solved = (info == 0) & alpha.isfinite().all(dim=1)
+        return torch.where(solved.unsqueeze(1), alpha, plain)

@@ -1,0 +1,42 @@
+"""Plain, optionally damped, fixed-point iteration."""
+
+from __future__ import annotations
+
+from mmengine.registry import TASK_UTILS
+from torch import Tensor
+
+from .base import FixedPointSolver
+
+
+@TASK_UTILS.register_module()
+class PicardSolver(FixedPointSolver):
+    """Picard iteration ``z <- z + damping * (f(z) - z)``.
+
+    It keeps no history, and converges where ``f`` (or its damped form) is a
+    contraction.
+
+    Args:
+        max_evals (int): Budget of evaluations of ``f``. Defaults to 30.
+        tol (float): Tolerance on the residual. Defaults to 1e-3.
+        stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
+        damping (float): Share of the full step that is taken, in (0, 1].
+            Defaults to 1.0.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        max_evals: int = 30,
+        tol: float = 1e-3,
+        stop_mode: str = 'rel',
+        damping: float = 1.0,
+    ) -> None:
+        super().__init__(max_evals, tol, stop_mode)
+        if not 0 < damping <= 1:
+            raise ValueError(f'damping must be in (0, 1], got {damping!r}')
+        self.damping = damping
+
+    def _step(self, history: None, z: Tensor, g: Tensor, active: Tensor) -> Tensor:
+        return self.damping * g

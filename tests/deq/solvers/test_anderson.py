@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from mdeq_mm.deq import AndersonSolver, PicardSolver
+
+
+class TestAndersonSolver:
+    def test_full_window_solves_a_linear_system(self):
+        """Without ridge it is equivalent to GMRES (Walker and Ni, 2011)."""
+        matrix = torch.randn(6, 6, dtype=torch.float64) / 4
+        shift = torch.randn(1, 6, dtype=torch.float64)
+        solver = AndersonSolver(max_evals=20, tol=1e-10, window=7, ridge=0.0)
+        solution = solver.solve(lambda z: z @ matrix.T + shift, torch.zeros_like(shift))
+        assert solution.converged.all()
+        assert solution.n_evals.item() <= 8
+
+    def test_window_of_one_is_picard(self):
+        matrix = torch.randn(6, 6, dtype=torch.float64) / 6
+        shift = torch.randn(2, 6, dtype=torch.float64)
+
+        def f(z):
+            return z @ matrix.T + shift
+
+        z0 = torch.zeros_like(shift)
+        anderson = AndersonSolver(12, 0.0, window=1, mixing=0.6).solve(f, z0)
+        picard = PicardSolver(12, 0.0, damping=0.6).solve(f, z0)
+        torch.testing.assert_close(anderson.state, picard.state)
+        torch.testing.assert_close(anderson.trace, picard.trace)
+
+    def test_minimises_the_regularised_form(self):
+        residuals = torch.randn(3, 4, 20, dtype=torch.float64)
+        residuals *= torch.tensor([1, 1e-2, 1e-4, 1e-6]).view(1, 4, 1)
+        gram = residuals @ residuals.mT
+        solver = AndersonSolver(ridge=1e-3)
+        alpha = solver._coefficients(gram, newest=3)
+        torch.testing.assert_close(alpha.sum(1), torch.ones(3, dtype=torch.float64))
+        # At the constrained minimum the gradient is the same in every coordinate.
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        gradient = (gram @ alpha.unsqueeze(2)).squeeze(2) + 1e-3 * diagonal * alpha
+        torch.testing.assert_close(
+            gradient, gradient[:, :1].expand_as(gradient), rtol=1e-6, atol=0
+        )
+
+    def test_singular_system_falls_back_to_the_plain_step(self):
+        gram = torch.ones(2, 3, 3, dtype=torch.float64)
+        gram[1] = torch.eye(3)
+        alpha = AndersonSolver(ridge=0.0)._coefficients(gram, newest=1)
+        assert alpha[0].tolist() == [0, 1, 0]
+        torch.testing.assert_close(alpha[1], torch.full((3,), 1 / 3).double())
+
+    @pytest.mark.parametrize(
+        ('argument', 'value'),
+        [('window', 0), ('ridge', -1.0), ('mixing', 0.0), ('mixing', 1.5)],
+    )
+    def test_wrong_argument(self, argument, value):
+        with pytest.raises(ValueError, match=f'{argument} must .*, got {value}'):
+            AndersonSolver(**{argument: value})

@@ -1,0 +1,319 @@
+"""Rules that hold for every solver, tested on every solver: a new one is one line."""
+
+import pytest
+import torch
+
+from mdeq_mm.deq import AndersonSolver, BroydenSolver, PicardSolver, SolveStatus
+from mdeq_mm.deq.solvers import LowRankInverse
+
+SOLVERS = [
+    pytest.param(PicardSolver, {}, id='Picard'),
+    pytest.param(PicardSolver, dict(damping=0.7), id='Picard-damped'),
+    pytest.param(AndersonSolver, {}, id='Anderson'),
+    pytest.param(AndersonSolver, dict(window=1), id='Anderson-window-1'),
+    pytest.param(AndersonSolver, dict(ridge=0.0, mixing=0.8), id='Anderson-no-ridge'),
+    pytest.param(BroydenSolver, {}, id='Broyden'),
+    pytest.param(BroydenSolver, dict(memory=1), id='Broyden-memory-1'),
+    pytest.param(BroydenSolver, dict(memory=1000), id='Broyden-full'),
+]
+
+SIZE = 40
+
+
+class Counter:
+    """Counts the calls of a function."""
+
+    def __init__(self, f):
+        self.f = f
+        self.n_calls = 0
+
+    def __call__(self, z):
+        self.n_calls += 1
+        return self.f(z)
+
+
+def contraction(batch_size=8, dtype=torch.float64):
+    """``tanh(A z) + b`` with samples of different difficulty."""
+    generator = torch.Generator().manual_seed(1)
+    matrix = torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)
+    matrix = matrix / torch.linalg.matrix_norm(matrix, 2)
+    scale = torch.linspace(0.05, 0.95, batch_size, dtype=torch.float64).unsqueeze(1)
+    shift = torch.randn(batch_size, SIZE, generator=generator, dtype=torch.float64)
+    matrix, scale, shift = matrix.to(dtype), scale.to(dtype), shift.to(dtype)
+    return lambda z, rows=slice(None): (
+        scale[rows] * torch.tanh(z @ matrix) + shift[rows]
+    )
+
+
+def linear(eigenvalues):
+    """``A z + b`` of the given spectrum, and its root."""
+    generator = torch.Generator().manual_seed(2)
+    eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
+    size = len(eigenvalues)
+    basis, _ = torch.linalg.qr(
+        torch.randn(size, size, generator=generator, dtype=torch.float64)
+    )
+    matrix = basis @ torch.diag(eigenvalues) @ basis.T
+    shift = torch.randn(3, size, generator=generator, dtype=torch.float64)
+    root = torch.linalg.solve(torch.eye(size) - matrix, shift.T).T
+    return lambda z: z @ matrix.T + shift, root
+
+
+@pytest.mark.parametrize(('cls', 'kwargs'), SOLVERS)
+class TestEverySolver:
+    def test_contraction(self, cls, kwargs):
+        f = contraction()
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solution = cls(max_evals=2000, tol=1e-10, **kwargs).solve(f, z0)
+        assert solution.converged.all()
+        residual = (f(solution.state) - solution.state).norm(dim=1)
+        norm = f(solution.state).norm(dim=1)
+        torch.testing.assert_close(solution.residual, residual / (norm + 1e-8))
+        assert (solution.residual <= 1e-10).all()
+
+    @pytest.mark.parametrize(
+        'spectrum',
+        [
+            pytest.param([0.9, 0.5, 0.1, -0.3, -0.6], id='linear'),
+            pytest.param([0.98, 0.9, 0.5, 1e-3, 0.0, -0.5, -0.95], id='stiff'),
+        ],
+    )
+    def test_linear_system(self, cls, kwargs, spectrum):
+        f, root = linear(spectrum)
+        solver = cls(max_evals=3000, tol=1e-9, stop_mode='abs', **kwargs)
+        solution = solver.solve(f, torch.zeros_like(root))
+        assert solution.converged.all()
+        # ||z - z*|| <= ||(I - A)^-1|| residual
+        bound = 1e-9 / (1 - max(spectrum))
+        assert ((solution.state - root).norm(dim=1) <= bound).all()
+        picard = PicardSolver(3000, 1e-9, 'abs').solve(f, torch.zeros_like(root))
+        if cls is not PicardSolver and kwargs.get('window') != 1:
+            assert (solution.n_evals <= picard.n_evals).all()
+
+    def test_divergence(self, cls, kwargs):
+        f = Counter(lambda z: z + 1 + z**2)  # no fixed point at all
+        z0 = torch.linspace(-2, 2, 5).unsqueeze(1).repeat(1, 3)
+        solution = cls(max_evals=60, tol=1e-6, stop_mode='abs', **kwargs).solve(f, z0)
+        assert not solution.converged.any()
+        assert solution.state.isfinite().all()
+        assert solution.residual.isfinite().all()
+        assert torch.equal(solution.residual, solution.trace.min(dim=0).values)
+        assert f.n_calls <= 60
+
+    @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
+    @pytest.mark.parametrize('first_bad_call', [1, 2, 4])
+    def test_breakdown_of_one_sample(self, cls, kwargs, bad, first_bad_call):
+        healthy = contraction()
+        rows = torch.arange(8) != 3
+
+        def f(z):
+            f.n_calls += 1
+            fz = healthy(z)
+            if f.n_calls >= first_bad_call:
+                fz[3] = bad
+            return fz
+
+        f.n_calls = 0
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solver = cls(max_evals=500, tol=1e-8, **kwargs)
+        solution = solver.solve(f, z0)
+        assert solution.status[3] == SolveStatus.BROKEN_DOWN
+        assert 'NaN or Inf' in solution.messages[3]
+        assert solution.n_evals[3] == first_bad_call
+        assert solution.state.isfinite().all()
+        assert not solution.trace.isnan().any()
+
+        alone = solver.solve(lambda z: healthy(z, rows), z0[rows])
+        assert solution.converged[rows].all()
+        assert torch.equal(solution.n_evals[rows], alone.n_evals)
+        torch.testing.assert_close(
+            solution.state[rows], alone.state, rtol=1e-6, atol=1e-9
+        )
+
+    def test_start_at_the_solution(self, cls, kwargs):
+        f, root = linear([0.5, 0.2, -0.4])
+        f = Counter(f)
+        solution = cls(max_evals=10, tol=1e-12, **kwargs).solve(f, root)
+        assert f.n_calls == 1
+        assert solution.converged.all()
+        assert solution.n_evals.tolist() == [1, 1, 1]
+        assert torch.equal(solution.state, root)
+
+    def test_budget_of_one(self, cls, kwargs):
+        f = Counter(contraction())
+        z0 = torch.ones(8, SIZE, dtype=torch.float64)
+        solution = cls(max_evals=1, tol=1e-8, stop_mode='abs', **kwargs).solve(f, z0)
+        assert f.n_calls == 1
+        assert torch.equal(solution.state, z0)
+        torch.testing.assert_close(solution.residual, (f(z0) - z0).norm(dim=1))
+        assert (solution.status == SolveStatus.BUDGET_SPENT).all()
+        assert all('budget spent' in message for message in solution.messages)
+
+    @pytest.mark.parametrize('max_evals', [2, 3, 5, 12])
+    def test_budget_is_hard(self, cls, kwargs, max_evals):
+        f = Counter(contraction())
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solution = cls(max_evals=max_evals, tol=0.0, **kwargs).solve(f, z0)
+        assert f.n_calls == max_evals
+        assert solution.trace.shape == (max_evals, 8)
+        assert (solution.n_evals == max_evals).all()
+        # A budget of two already brings more than the initial guess.
+        assert (solution.residual < solution.trace[0]).all()
+
+    def test_best_iterate_is_kept(self, cls, kwargs):
+        """The residual oscillates: the last iterate is not the best."""
+        f, root = linear([-1.5, 0.5, 0.9])
+        visited = []
+
+        def spy(z):
+            visited.append(z.clone())
+            return f(z)
+
+        solution = cls(max_evals=7, tol=0.0, stop_mode='abs', **kwargs).solve(
+            spy, torch.zeros_like(root)
+        )
+        best = solution.trace.argmin(dim=0)
+        for sample, index in enumerate(best.tolist()):
+            assert torch.equal(solution.state[sample], visited[index][sample])
+        assert torch.equal(solution.residual, solution.trace.min(dim=0).values)
+
+    def test_batch_independence(self, cls, kwargs):
+        f = contraction()
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solver = cls(max_evals=1000, tol=1e-8, **kwargs)
+        together = solver.solve(f, z0)
+        assert together.n_evals.unique().numel() > 3
+        for sample in range(8):
+            rows = slice(sample, sample + 1)
+            alone = solver.solve(lambda z, rows=rows: f(z, rows), z0[rows])
+            assert alone.n_evals[0] == together.n_evals[sample]
+            assert alone.status[0] == together.status[sample]
+            error = (alone.state[0] - together.state[sample]).norm()
+            assert error <= 1e-6 * alone.state.norm()
+
+    def test_stopped_samples_are_frozen(self, cls, kwargs):
+        f = contraction()
+        states = []
+
+        def spy(z):
+            states.append(z.clone())
+            return f(z)
+
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solution = cls(max_evals=1000, tol=1e-6, **kwargs).solve(spy, z0)
+        for sample, count in enumerate(solution.n_evals.tolist()):
+            for state in states[count:]:
+                assert torch.equal(state[sample], solution.state[sample])
+            frozen = solution.trace[count:, sample]
+            assert (frozen == solution.residual[sample]).all()
+
+    def test_calls_are_counted_exactly(self, cls, kwargs):
+        f = Counter(contraction())
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solution = cls(max_evals=1000, tol=1e-6, **kwargs).solve(f, z0)
+        assert f.n_calls == solution.n_evals.max() == len(solution.trace)
+
+    def test_no_graph(self, cls, kwargs):
+        f = contraction()
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64, requires_grad=True)
+        solution = cls(max_evals=5, **kwargs).solve(lambda z: weight * f(z), z0)
+        for tensor in (solution.state, solution.residual, solution.trace):
+            assert not tensor.requires_grad
+        assert torch.is_grad_enabled()
+
+    @pytest.mark.parametrize(
+        ('dtype', 'expected'),
+        [
+            (torch.float16, torch.float32),
+            (torch.bfloat16, torch.float32),
+            (torch.float32, torch.float32),
+            (torch.float64, torch.float64),
+        ],
+    )
+    def test_dtype(self, cls, kwargs, dtype, expected):
+        f = contraction(dtype=torch.float32)
+
+        def half_precision(z):
+            assert z.dtype == expected
+            return f(z.float()).to(dtype)
+
+        z0 = torch.zeros(8, SIZE, dtype=dtype)
+        solution = cls(max_evals=40, tol=2e-2, **kwargs).solve(half_precision, z0)
+        assert solution.state.dtype == solution.residual.dtype == expected
+        assert solution.converged.all()
+
+    def test_autocast_does_not_touch_the_solver(self, cls, kwargs):
+        f = contraction(dtype=torch.float32)
+        z0 = torch.zeros(8, SIZE)
+        solver = cls(max_evals=200, tol=1e-5, **kwargs)
+
+        def seen(z):
+            assert torch.is_autocast_enabled() == outside
+            with torch.autocast('cpu', enabled=False):
+                return f(z)
+
+        outside = torch.is_autocast_enabled()
+        plain = solver.solve(seen, z0)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            outside = torch.is_autocast_enabled()
+            mixed = solver.solve(seen, z0)
+        assert torch.equal(plain.state, mixed.state)
+        assert torch.equal(plain.n_evals, mixed.n_evals)
+
+    def test_single_precision(self, cls, kwargs):
+        f = contraction(dtype=torch.float32)
+        solution = cls(max_evals=500, tol=1e-5, **kwargs).solve(f, torch.zeros(8, SIZE))
+        assert solution.converged.all()
+
+    def test_abs_and_rel(self, cls, kwargs):
+        f, root = linear([0.9, 0.3, -0.5])
+        z0 = torch.zeros_like(root)
+        absolute = cls(3, 0.0, 'abs', **kwargs).solve(f, z0)
+        relative = cls(3, 0.0, 'rel', **kwargs).solve(f, z0)
+        z = z0
+        norms = torch.stack([f(z).norm(dim=1)])
+        torch.testing.assert_close(
+            relative.trace[:1], absolute.trace[:1] / (norms + 1e-8)
+        )
+
+    @pytest.mark.parametrize(
+        ('argument', 'value'),
+        [
+            ('max_evals', 0),
+            ('max_evals', 2.5),
+            ('tol', -1e-3),
+            ('tol', float('nan')),
+            ('stop_mode', 'relative'),
+        ],
+    )
+    def test_wrong_argument(self, cls, kwargs, argument, value):
+        with pytest.raises(ValueError, match=f'{argument} must .*, got'):
+            cls(**{argument: value}, **kwargs)
+
+    def test_wrong_state(self, cls, kwargs):
+        solver = cls(**kwargs)
+        with pytest.raises(ValueError, match=r'z0 must .* got .*\(3, 4, 5\)'):
+            solver.solve(lambda z: z, torch.zeros(3, 4, 5))
+        with pytest.raises(ValueError, match=r'z0 must .* got torch.int64'):
+            solver.solve(lambda z: z, torch.zeros(3, 4, dtype=torch.int64))
+        with pytest.raises(ValueError, match=r'f must .*\(3, 4\), got \(3, 5\)'):
+            solver.solve(lambda z: torch.zeros(3, 5), torch.zeros(3, 4))
+
+    def test_settings_are_shown(self, cls, kwargs):
+        shown = repr(cls(max_evals=11, **kwargs))
+        assert 'max_evals=11' in shown
+        for key, value in kwargs.items():
+            assert f'{key}={value!r}' in shown
+
+
+class TestLowRankInverse:
+    def test_products(self):
+        u, v = torch.randn(2, 2, 3, 5, dtype=torch.float64)
+        x = torch.randn(2, 5, dtype=torch.float64)
+        dense = u.transpose(1, 2) @ v - torch.eye(5)
+        inverse = LowRankInverse(u, v)
+        torch.testing.assert_close(inverse.apply(x), (dense @ x[..., None])[..., 0])
+        torch.testing.assert_close(
+            inverse.apply_transpose(x), (dense.mT @ x[..., None])[..., 0]
+        )
