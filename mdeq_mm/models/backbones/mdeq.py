@@ -1,0 +1,253 @@
+"""Multiscale deep equilibrium backbone.
+
+Bai, Koltun, Kolter, "Multiscale Deep Equilibrium Models", NeurIPS 2020,
+https://arxiv.org/abs/2006.08656.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Optional, Union
+
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...deq import EquilibriumGradient, EquilibriumLayer, FixedPointSolver
+from ..cells import MultiscaleCell
+
+
+@MODELS.register_module()
+class MDEQ(BaseModule):
+    """Multiscale deep equilibrium model (MDEQ) as a backbone.
+
+    A stem, an injection into the finest resolution, and the joint equilibrium of all
+    resolutions: ``arch='small'`` gives strides 4, 8, 16 and 32, like HRNet. Gradients
+    are implicit, so that training memory does not depend on the number of evaluations.
+
+    Any image size works whose height and width are more than half the coarsest stride;
+    odd sizes round up, as with strided convolutions.
+
+    Args:
+        arch (str or dict): Name of an architecture, ``'tiny'`` and ``'cifar-large'``
+            for images of CIFAR's size, ``'small'``, ``'large'`` and ``'xl'`` for larger
+            ones; or a dict with the keys
+
+            - ``channels`` (Sequence[int]): channels of each branch, finest first;
+            - ``num_blocks`` (Sequence[int]): residual blocks of each branch, default 1;
+            - ``num_big_kernels`` (Sequence[int]): convolutions of a residual block that
+              are 5x5, for each branch, default 0;
+            - ``expansion`` (int): of the residual blocks, default 5;
+            - ``num_groups`` (int): of GroupNorm, default 8;
+            - ``post_norm_affine`` (bool): affine parameters in the norm after the
+              fusion, default True;
+            - ``downsample_times`` (int): halvings in the stem, default 2.
+
+            Defaults to ``'small'``.
+        in_channels (int): Channels of the image. Defaults to 3.
+        out_indices (Sequence[int], optional): Branches that are returned, 0 is the
+            finest. Defaults to None, all of them.
+        forward_solver (FixedPointSolver or dict): Solver of the equilibrium.
+            Defaults to ``dict(type='BroydenSolver', max_evals=26, tol=1e-3)``.
+        gradient (EquilibriumGradient or dict): How to differentiate the equilibrium.
+            Defaults to ``dict(type='ImplicitGradient', solver=dict(
+            type='BroydenSolver', max_evals=27, tol=1e-3))``.
+        num_layers (int): Applications of the cell in the shallow mode, see
+            :class:`ImplicitGradientHook`. Defaults to 5.
+        dropout (float): Probability of the variational dropout in the cell.
+            Defaults to 0.0.
+        frozen_stages (int): 0 freezes stem and injection, 1 the cell as well, -1
+            nothing. Frozen batch norms use their running statistics. Defaults to -1.
+        norm_eval (bool): Whether batch norms stay in evaluation mode while training.
+            Defaults to False.
+        conv_cfg (dict, optional): Config of the convolutions. Defaults to None
+            (``Conv2d``).
+        norm_cfg (dict): Config of the norms of stem and injection (those of the cell
+            are GroupNorm). Defaults to ``dict(type='BN', requires_grad=True)``.
+        act_cfg (dict): Config of the activations. Defaults to ``dict(type='ReLU')``.
+        init_cfg (dict or list[dict], optional): Initialization config. Defaults to the
+            paper's: normal with standard deviation 0.01 for every convolution that is
+            not weight-normalised.
+
+    Raises:
+        TypeError: If ``arch``, a solver or a gradient has unknown or missing keys.
+        ValueError: If an argument is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from mdeq_mm.models import MDEQ
+        >>> model = MDEQ(arch='small').eval()
+        >>> with torch.no_grad():
+        ...     outputs = model(torch.rand(1, 3, 64, 96))
+        >>> [tuple(output.shape) for output in outputs]
+        [(1, 32, 16, 24), (1, 64, 8, 12), (1, 128, 4, 6), (1, 256, 2, 3)]
+    """
+
+    arch_settings = {
+        'tiny': dict(channels=(24, 24), post_norm_affine=False, downsample_times=0),
+        'cifar-large': dict(
+            channels=(32, 64, 128, 256), post_norm_affine=False, downsample_times=0
+        ),
+        'small': dict(channels=(32, 64, 128, 256)),
+        'large': dict(channels=(80, 160, 320, 640)),
+        'xl': dict(channels=(88, 176, 352, 704), expansion=6),
+    }
+    arch_defaults = dict(
+        num_blocks=None,
+        num_big_kernels=None,
+        expansion=5,
+        num_groups=8,
+        post_norm_affine=True,
+        downsample_times=2,
+    )
+
+    def __init__(
+        self,
+        arch: Union[str, dict] = 'small',
+        in_channels: int = 3,
+        out_indices: Optional[Sequence[int]] = None,
+        forward_solver: Union[FixedPointSolver, dict] = dict(
+            type='BroydenSolver', max_evals=26, tol=1e-3
+        ),
+        gradient: Union[EquilibriumGradient, dict] = dict(
+            type='ImplicitGradient',
+            solver=dict(type='BroydenSolver', max_evals=27, tol=1e-3),
+        ),
+        num_layers: int = 5,
+        dropout: float = 0.0,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        conv_cfg: Optional[dict] = None,
+        norm_cfg: dict = dict(type='BN', requires_grad=True),
+        act_cfg: dict = dict(type='ReLU'),
+        init_cfg: Optional[Union[dict, list]] = (
+            dict(type='Normal', layer='Conv2d', std=0.01),
+            dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
+        ),
+    ) -> None:
+        super().__init__(init_cfg)
+        arch = self._arch(arch)
+        channels = tuple(arch['channels'])
+        downsample_times = arch.pop('downsample_times')
+        if downsample_times < 0:
+            raise ValueError(
+                f'downsample_times must not be negative, got {downsample_times}'
+            )
+        if frozen_stages not in (-1, 0, 1):
+            raise ValueError(f'frozen_stages must be -1, 0 or 1, got {frozen_stages!r}')
+        cell = MultiscaleCell(
+            **arch, dropout=dropout, conv_cfg=conv_cfg, act_cfg=act_cfg
+        )
+        self.in_channels = in_channels
+        self.channels = channels
+        self.coarsest_stride = 2 ** (downsample_times + len(channels) - 1)
+        self.out_indices = self._out_indices(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+        strides = [2] * downsample_times + [1] * max(2 - downsample_times, 0)
+        conv_kwargs = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
+        # Plain containers: mmengine would descend into its own and let every ConvModule
+        # initialise itself again, after init_cfg.
+        self.stem = nn.Sequential(
+            *(
+                ConvModule(
+                    in_channels if level == 0 else channels[0],
+                    channels[0],
+                    3,
+                    stride=stride,
+                    padding=1,
+                    **conv_kwargs,
+                )
+                for level, stride in enumerate(strides)
+            )
+        )
+        self.injection = nn.Sequential()
+        if downsample_times > 0 or len(channels) > 2:
+            self.injection.append(
+                ConvModule(channels[0], channels[0], 1, **conv_kwargs)
+            )
+        self.equilibrium = EquilibriumLayer(cell, forward_solver, gradient, num_layers)
+        self._freeze_stages()
+
+    def _arch(self, arch: Union[str, dict]) -> dict:
+        if isinstance(arch, str):
+            if arch not in self.arch_settings:
+                raise ValueError(
+                    f'arch must be one of {", ".join(self.arch_settings)}, or a dict, '
+                    f'got {arch!r}'
+                )
+            arch = self.arch_settings[arch]
+        allowed = {'channels', *self.arch_defaults}
+        if not isinstance(arch, dict) or not {'channels'} <= set(arch) <= allowed:
+            raise TypeError(
+                "arch must be a name or a dict with the key 'channels' and, if wanted, "
+                f'{", ".join(self.arch_defaults)}, got {arch!r}'
+            )
+        return {**self.arch_defaults, **arch}
+
+    def _out_indices(self, out_indices: Optional[Sequence[int]]) -> tuple[int, ...]:
+        branches = range(len(self.channels))
+        if out_indices is None:
+            return tuple(branches)
+        if not set(out_indices) <= set(branches) or not len(out_indices):
+            raise ValueError(
+                f'out_indices must be branches of 0 to {len(self.channels) - 1}, '
+                f'got {out_indices!r}'
+            )
+        return tuple(out_indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Computes the equilibrium of an image batch.
+
+        Args:
+            x (Tensor): Images, ``(B, in_channels, H, W)``.
+
+        Returns:
+            tuple[Tensor]: The branches in ``out_indices``, ``(B, C_i, H_i, W_i)``, in
+            float32 (float64 for images in float64).
+
+        Raises:
+            ValueError: If ``x`` has another shape or is too small.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'MDEQ takes images of shape (B, {self.in_channels}, H, W), '
+                f'got {tuple(x.shape)}'
+            )
+        smallest = self.coarsest_stride // 2 + 1
+        if min(x.shape[2:]) < smallest:
+            raise ValueError(
+                f'an image of {x.shape[2]}x{x.shape[3]} is too small: the coarsest of '
+                f'{len(self.channels)} branches has stride {self.coarsest_stride}, '
+                f'which takes height and width of at least {smallest}'
+            )
+        finest = self.injection(self.stem(x))
+        height, width = finest.shape[2:]
+        injections = [finest]
+        for channels in self.channels[1:]:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            # The coarser branches get no injection; an expanded zero takes no memory.
+            zero = finest.new_zeros(())
+            injections.append(zero.expand(len(x), channels, height, width))
+        features, _ = self.equilibrium(injections)
+        return tuple(features[index] for index in self.out_indices)
+
+    def _freeze_stages(self) -> None:
+        stages = ([self.stem, self.injection], [self.equilibrium])
+        for modules in stages[: self.frozen_stages + 1]:
+            for module in modules:
+                module.eval()
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> MDEQ:
+        """Switches the mode; frozen stages, and norms with ``norm_eval``, stay."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self

@@ -1,0 +1,3 @@
+from .mdeq_fuse import MDEQFuse
+
+__all__ = ['MDEQFuse']

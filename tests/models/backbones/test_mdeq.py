@@ -1,0 +1,318 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mdeq_mm.deq import PicardSolver, UnrolledGradient
+from mdeq_mm.models import MDEQ
+
+SMALL = dict(channels=(8, 16), num_groups=4, expansion=2)
+TIGHT = dict(type='BroydenSolver', max_evals=150, tol=1e-12)
+
+
+def small(**kwargs):
+    return MDEQ(arch=SMALL, **kwargs)
+
+
+class TestArchitectures:
+    @pytest.mark.parametrize(
+        ('arch', 'n_parameters'),
+        [
+            ('tiny', 111_696),
+            ('cifar-large', 8_715_232),
+            ('small', 8_716_192),
+            ('large', 54_422_800),
+            ('xl', 77_699_952),
+        ],
+    )
+    def test_parameters_of_the_official_cells(self, arch, n_parameters):
+        cell = MDEQ(arch=arch).equilibrium.cell
+        assert sum(p.numel() for p in cell.parameters()) == n_parameters
+
+    @pytest.mark.parametrize(
+        ('arch', 'shapes'),
+        [
+            ('tiny', [(24, 32, 32), (24, 16, 16)]),
+            ('cifar-large', [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]),
+            ('small', [(32, 8, 8), (64, 4, 4), (128, 2, 2), (256, 1, 1)]),
+        ],
+    )
+    def test_output_shapes(self, arch, shapes):
+        model = MDEQ(arch=arch, forward_solver=dict(type='PicardSolver', max_evals=2))
+        with torch.no_grad():
+            outputs = model.eval()(torch.rand(2, 3, 32, 32))
+        assert [tuple(output.shape) for output in outputs] == [(2, *s) for s in shapes]
+        assert all(
+            output.is_contiguous() or output.stride(-1) == 1 for output in outputs
+        )
+
+    @pytest.mark.parametrize(
+        ('downsample_times', 'stride', 'n_convs'),
+        [(0, 1, 2), (1, 2, 2), (2, 4, 2), (3, 8, 3), (4, 16, 4)],
+    )
+    def test_stem(self, downsample_times, stride, n_convs):
+        model = MDEQ(arch=dict(SMALL, downsample_times=downsample_times))
+        assert len(model.stem) == n_convs
+        assert model.stem(torch.rand(2, 3, 64, 64)).shape[-1] == 64 // stride
+        # The official model injects the stem's own output only here.
+        assert len(model.injection) == (0 if downsample_times == 0 else 1)
+
+    def test_injection_of_many_branches_without_stride(self):
+        arch = dict(SMALL, channels=(8, 8, 8), downsample_times=0)
+        assert len(MDEQ(arch=arch).injection) == 1
+
+    def test_other_image_channels(self):
+        assert small(in_channels=1)(torch.rand(2, 1, 16, 16))[0].shape == (2, 8, 4, 4)
+
+    def test_out_indices(self):
+        torch.manual_seed(1)
+        model = small().eval()
+        x = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            every = model(x)
+            model.out_indices = (1,)
+            (coarse,) = model(x)
+        assert torch.equal(coarse, every[1])
+
+    def test_initialisation(self):
+        """Paper: N(0, 0.01^2), but PyTorch's default where weights are normalised."""
+        model = MDEQ(arch='small')
+        model.init_weights()
+        cell = model.equilibrium.cell
+        plain = [
+            model.stem[1].conv,
+            model.injection[0].conv,
+            cell.fusion[0][3].conv,
+            cell.fusion[3][0][1].conv,
+        ]
+        for conv in plain:
+            std = conv.weight.std().item()
+            assert std == pytest.approx(0.01, rel=0.1)
+        for conv in (cell.branches[1][0].conv1, cell.post_fusion[2][1]):
+            g, v = conv.parametrizations.weight.original0, conv.weight
+            bound = v[0].numel() ** -0.5
+            assert v.abs().max() <= bound
+            assert v.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+            torch.testing.assert_close(g.flatten(), v.flatten(1).norm(dim=1))
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.affine:
+                assert (module.weight == 1).all()
+                assert (module.bias == 0).all()
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        'size', [(33, 47), (32, 32), (31, 33), (17, 200), (64, 65), (130, 35)]
+    )
+    def test_any_size(self, size):
+        model = MDEQ(
+            arch='small', forward_solver=dict(type='PicardSolver', max_evals=2)
+        )
+        outputs = model(torch.rand(1, 3, *size))
+        height, width = size
+        height, width = -(-height // 4), -(-width // 4)
+        for output in outputs:
+            assert output.shape[2:] == (height, width)
+            height, width = (height + 1) // 2, (width + 1) // 2
+        sum(output.sum() for output in outputs).backward()
+
+    def test_small_cifar_sizes(self):
+        model = MDEQ(arch='tiny', forward_solver=dict(type='PicardSolver', max_evals=2))
+        for size in (31, 33, 2):
+            assert model(torch.rand(1, 3, size, size))[0].shape[-1] == size
+
+    def test_whole_cityscapes_image(self):
+        model = MDEQ(
+            arch='small', forward_solver=dict(type='BroydenSolver', max_evals=3)
+        )
+        with torch.no_grad():
+            outputs = model.eval()(torch.rand(1, 3, 1024, 2048))
+        assert outputs[0].shape == (1, 32, 256, 512)
+        assert outputs[3].shape == (1, 256, 32, 64)
+        assert all(output.isfinite().all() for output in outputs)
+
+    @pytest.mark.parametrize('size', [(16, 64), (64, 16), (1, 1)])
+    def test_too_small(self, size):
+        message = rf'{size[0]}x{size[1]} is too small.*4 branches.*stride 32.*least 17'
+        with pytest.raises(ValueError, match=message):
+            MDEQ(arch='small')(torch.rand(1, 3, *size))
+
+    @pytest.mark.parametrize('shape', [(3, 32, 32), (1, 1, 32, 32), (1, 3, 32)])
+    def test_wrong_shape(self, shape):
+        with pytest.raises(ValueError, match=r'\(B, 3, H, W\), got \(' + str(shape[0])):
+            MDEQ(arch='small')(torch.rand(*shape))
+
+
+class TestModes:
+    def test_dropout_is_fixed_within_a_forward_pass(self, calm):
+        """Otherwise there would be no equilibrium to converge to."""
+        model = calm(
+            small(
+                dropout=0.5,
+                forward_solver=dict(type='BroydenSolver', max_evals=60, tol=1e-5),
+            )
+        )
+        solutions = []
+        model.equilibrium.register_forward_hook(
+            lambda module, args, output: solutions.append(output[1])
+        )
+        x = torch.rand(2, 3, 32, 32)
+        with torch.no_grad():
+            first, second = model(x), model(x)
+            assert not torch.equal(first[0], second[0])
+            assert all(solution.converged.all() for solution in solutions)
+            model.eval()
+            assert torch.equal(model(x)[0], model(x)[0])
+
+    @pytest.mark.parametrize('dropout', [0.0, 0.3])
+    def test_gradient_equals_the_unrolled_one(self, calm, dropout):
+        """Weight norm, dropout, injection and stem included, in float64."""
+        model = calm(
+            small(
+                dropout=dropout,
+                forward_solver=TIGHT,
+                gradient=dict(type='ImplicitGradient', solver=TIGHT),
+            )
+        ).double()
+        x = torch.rand(2, 3, 21, 34, dtype=torch.float64)
+        layer = model.equilibrium
+
+        def gradients():
+            torch.manual_seed(5)  # the same dropout masks
+            model.zero_grad()
+            outputs = model(x)
+            sum(output.sin().sum() for output in outputs).backward()
+            return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+        implicit = gradients()
+        layer.shallow = True
+        layer.shallow_gradient = UnrolledGradient(120)
+        for name, expected in gradients().items():
+            error = (implicit[name] - expected).norm() / expected.norm()
+            assert error <= 1e-6, name
+
+    def test_saved_bytes(self, saved_bytes):
+        """The same for every budget, and no more than two applications of the cell."""
+        model = small()
+        with torch.no_grad():
+            injection = model.injection(model.stem(torch.rand(2, 3, 64, 64)))
+        injections = (injection, torch.zeros(2, 16, 8, 8))
+        layer = model.equilibrium
+        states = [torch.zeros_like(x).requires_grad_() for x in injections]
+        with layer.cell.freeze(injections), saved_bytes() as one_application:
+            layer.cell(states, injections)
+
+        totals = set()
+        for max_evals in (5, 50, 500):
+            layer.solver = PicardSolver(max_evals, tol=0.0)
+            with saved_bytes() as saved:
+                _, solution = layer(injections)
+            assert (solution.n_evals == max_evals).all()
+            totals.add(saved.total)
+        assert len(totals) == 1
+        assert 0 < totals.pop() <= 2 * one_application.total
+
+    def test_frozen_stages(self):
+        x = torch.rand(2, 3, 32, 32)
+        for frozen_stages, trained in ((-1, 3), (0, 1), (1, 0)):
+            model = small(frozen_stages=frozen_stages).train()
+            stages = [model.stem, model.injection, model.equilibrium]
+            frozen = stages[: 3 - trained] if frozen_stages < 1 else stages
+            for stage in frozen:
+                assert not any(p.requires_grad for p in stage.parameters())
+                assert not any(module.training for module in stage.modules())
+            for stage in stages[len(frozen) :]:
+                assert all(p.requires_grad for p in stage.parameters())
+                assert stage.training
+            means = [b.clone() for n, b in model.named_buffers() if 'mean' in n]
+            model(x)
+            after = [b for n, b in model.named_buffers() if 'mean' in n]
+            unchanged = all(map(torch.equal, means, after))
+            assert unchanged == (frozen_stages >= 0)
+
+    def test_norm_eval(self):
+        model = small(norm_eval=True).train()
+        assert model.training
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert not module.training
+
+    def test_group_norm_in_the_stem(self):
+        model = small(norm_cfg=dict(type='GN', num_groups=2))
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+        model(torch.rand(1, 3, 32, 32))[0].sum().backward()
+
+    def test_deepcopy_and_state_dict(self):
+        model = small().eval()
+        twin = copy.deepcopy(model)
+        other = small().eval()
+        other.load_state_dict(model.state_dict())
+        x = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            expected = model(x)[0]
+            assert torch.equal(twin(x)[0], expected)
+            assert torch.equal(other(x)[0], expected)
+
+    def test_loads_the_old_keys_of_weight_norm(self):
+        model, other = small(), small()
+        renamed = {
+            name.replace('parametrizations.weight.original0', 'weight_g').replace(
+                'parametrizations.weight.original1', 'weight_v'
+            ): value
+            for name, value in model.state_dict().items()
+        }
+        assert any(name.endswith('weight_g') for name in renamed)
+        other.load_state_dict(renamed)
+        for name, value in other.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name])
+
+    def test_autocast(self, calm):
+        model = calm(small())
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            outputs = model(torch.rand(2, 3, 32, 32))
+        assert all(output.dtype == torch.float32 for output in outputs)
+        sum(output.sum() for output in outputs).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad.isfinite().all(), name
+
+
+class TestWrongArguments:
+    @pytest.mark.parametrize(
+        ('kwargs', 'error', 'message'),
+        [
+            (dict(arch='huge'), ValueError, "arch must be one of tiny.*got 'huge'"),
+            (dict(arch=dict(expansion=5)), TypeError, "arch must .* key 'channels'"),
+            (dict(arch=dict(channels=(8,), depth=3)), TypeError, "arch must .*'depth'"),
+            (
+                dict(arch=dict(channels=(8, 12))),
+                ValueError,
+                'channels must be divisible',
+            ),
+            (
+                dict(arch=dict(channels=(8, 8), num_blocks=(1,))),
+                ValueError,
+                'num_blocks must have one entry',
+            ),
+            (
+                dict(arch=dict(channels=(8,), downsample_times=-1)),
+                ValueError,
+                'downsample_times must not be negative, got -1',
+            ),
+            (dict(out_indices=(0, 4)), ValueError, r'out_indices must .* 0 to 3, got'),
+            (dict(out_indices=()), ValueError, r'out_indices must .* 0 to 3, got'),
+            (dict(frozen_stages=2), ValueError, 'frozen_stages must be -1, 0 or 1'),
+            (dict(num_layers=0), ValueError, 'num_layers must .* got 0'),
+            (dict(dropout=-0.5), ValueError, r'dropout must .* got -0\.5'),
+            (dict(forward_solver=dict(type='Newton')), ValueError, 'forward_solver'),
+            (
+                dict(forward_solver=dict(type='BroydenSolver', tol=-1)),
+                ValueError,
+                'tol must not be negative, got -1',
+            ),
+            (dict(gradient=dict(type='Exact')), ValueError, "gradient: .*'Exact'"),
+        ],
+    )
+    def test_one_clear_error(self, kwargs, error, message):
+        with pytest.raises(error, match=message):
+            MDEQ(**kwargs)
