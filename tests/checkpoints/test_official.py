@@ -1,0 +1,331 @@
+"""Parity with the official implementation, and the reading of its state dicts."""
+
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from torch.nn import functional as F
+
+from mdeq_mm.checkpoints import convert_official_state_dict
+from mdeq_mm.deq import BroydenSolver, PicardSolver
+
+# Tight enough that what remains is the rounding of the reference.
+TIGHT = dict(type='BroydenSolver', max_evals=200, tol=1e-14, stop_mode='rel', memory=60)
+FOLDED_BIAS = 'last_layer.0.bias'
+
+
+def build_model(golden):
+    """The whole stock model around MDEQ, with the official weights, in float64."""
+    config = golden.config
+    backbone = dict(
+        type='MDEQ',
+        arch=dict(
+            channels=config['num_channels'],
+            expansion=config['expansion'],
+            num_groups=config['num_groups'],
+            post_norm_affine=config['post_gn_affine'],
+            downsample_times=config['downsample_times'],
+        ),
+        num_layers=config['num_layers_shallow'],
+        norm_cfg=dict(type='BN', momentum=config['bn_momentum']),
+        forward_solver=TIGHT,
+        gradient=dict(type='ImplicitGradient', solver=TIGHT),
+    )
+    if golden.task == 'classification':
+        mmpretrain = pytest.importorskip('mmpretrain.models')
+        init_default_scope('mmpretrain')
+        cfg = dict(
+            type='ImageClassifier',
+            backbone=backbone,
+            neck=[
+                dict(
+                    type='MDEQFuse',
+                    in_channels=config['num_channels'],
+                    head_channels=config['head_channels'],
+                    out_channels=config['final_chansize'],
+                ),
+                dict(type='GlobalAveragePooling'),
+            ],
+            head=dict(
+                type='LinearClsHead',
+                in_channels=config['final_chansize'],
+                num_classes=config['num_classes'],
+                loss=dict(type='CrossEntropyLoss'),
+            ),
+        )
+        model = mmpretrain.build_classifier(cfg)
+    else:
+        mmseg = pytest.importorskip('mmseg.models')
+        init_default_scope('mmseg')
+        width = sum(config['num_channels'])
+        cfg = dict(
+            type='EncoderDecoder',
+            backbone=backbone,
+            decode_head=dict(
+                type='FCNHead',
+                in_channels=config['num_channels'],
+                in_index=list(range(golden.n_branches)),
+                input_transform='resize_concat',
+                channels=width,
+                kernel_size=1,
+                num_convs=1,
+                concat_input=False,
+                dropout_ratio=0,
+                num_classes=config['num_classes'],
+                norm_cfg=dict(type='BN', momentum=config['bn_momentum']),
+                align_corners=True,
+            ),
+            test_cfg=dict(mode='whole'),
+        )
+        model = mmseg.build_segmentor(cfg)
+    model = model.double().eval()
+    converted = convert_official_state_dict(golden.state, golden.task)
+    model.load_state_dict(converted, strict=True)
+    return model
+
+
+def logits_of(model, golden):
+    """Class scores, at stride 4 for segmentation."""
+    image = golden.ref['input/x']
+    if golden.task == 'classification':
+        features = model.extract_feat(image)
+        return model.head(features)
+    return model.decode_head(model.extract_feat(image))
+
+
+def loss_of(logits, golden):
+    labels = golden.ref['input/labels']
+    if golden.task == 'segmentation':
+        logits = F.interpolate(
+            logits, labels.shape[1:], mode='bilinear', align_corners=True
+        )
+    return F.cross_entropy(logits, labels, ignore_index=255)
+
+
+def here(golden):
+    """Official name of every parameter -> its name in this project."""
+    names = {
+        name: torch.full((), float(index))
+        for index, name in enumerate(golden.state)
+        if name != FOLDED_BIAS
+    }
+    converted = convert_official_state_dict(names, golden.task)
+    numbers = {int(value.item()): name for name, value in converted.items()}
+    return {
+        name: numbers[index]
+        for index, name in enumerate(golden.state)
+        if name != FOLDED_BIAS
+    }
+
+
+def branches(golden, prefix):
+    return [golden.ref[f'{prefix}/{i}'] for i in range(golden.n_branches)]
+
+
+def assert_close(actual, expected, atol):
+    """Compares with an absolute tolerance alone."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def relative_error(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.fixture(scope='module')
+def model(golden):
+    return build_model(golden)
+
+
+@pytest.fixture(autouse=True)
+def _restore(model):
+    yield
+    model.eval()
+    model.zero_grad()
+    layer = model.backbone.equilibrium
+    layer.shallow = False
+    layer.solver = layer.gradient.solver
+
+
+class TestParity:
+    def test_one_application(self, golden, model):
+        cell = model.backbone.equilibrium.cell
+        states = [z.requires_grad_() for z in branches(golden, 'f_once/z')]
+        injections = [u.requires_grad_() for u in branches(golden, 'f_once/u')]
+        outputs = cell(states, injections)
+        for actual, expected in zip(outputs, branches(golden, 'f_once/out')):
+            assert_close(actual, expected, atol=1e-12)
+        products = torch.autograd.grad(
+            outputs, [*states, *injections], branches(golden, 'f_once/v')
+        )
+        expected = branches(golden, 'f_once/vjp_z')
+        if 'f_once/vjp_u/0' in golden.ref:
+            expected += branches(golden, 'f_once/vjp_u')
+        for actual, reference in zip(products, expected):
+            assert relative_error(actual, reference) <= 1e-6
+
+    def test_injection(self, golden, model):
+        backbone = model.backbone
+        actual = backbone.injection(backbone.stem(golden.ref['input/x']))
+        assert_close(actual, golden.ref['stem/injection0'], atol=1e-12)
+
+    def test_shallow(self, golden, model):
+        model.backbone.equilibrium.shallow = True
+        logits = logits_of(model, golden)
+        assert_close(logits, golden.ref['shallow/logits'], atol=1e-11)
+        loss = loss_of(logits, golden)
+        assert_close(loss, golden.ref['shallow/loss'], atol=1e-11)
+        loss.backward()
+        self.check_gradient_norms(golden, model, 'shallow/grad_l2', 1e-9)
+
+    def test_equilibrium(self, golden, model):
+        with torch.no_grad():
+            features = model.backbone(golden.ref['input/x'])
+            for actual, expected in zip(features, branches(golden, 'eq/z')):
+                assert_close(actual, expected, atol=1e-9)
+            logits = logits_of(model, golden)
+        assert_close(logits, golden.ref['eq/logits'], atol=1e-9)
+        assert_close(loss_of(logits, golden), golden.ref['eq/loss'], atol=1e-9)
+
+    def test_picard_finds_the_same_equilibrium(self, golden, model):
+        model.backbone.equilibrium.solver = PicardSolver(200, 1e-12)
+        with torch.no_grad():
+            features = model.backbone(golden.ref['input/x'])
+        for actual, expected in zip(features, branches(golden, 'eq/z')):
+            assert_close(actual, expected, atol=1e-9)
+
+    def test_gradient_of_every_parameter(self, golden, model):
+        logits = logits_of(model, golden)
+        assert_close(logits, golden.ref['eq/logits'], atol=1e-9)
+        loss_of(logits, golden).backward()
+        parameters = dict(model.named_parameters())
+        names = here(golden)
+        assert {names[name] for name in golden.grad if name in names} == set(parameters)
+        for name, expected in golden.grad.items():
+            if name != FOLDED_BIAS:
+                actual = parameters[names[name]].grad
+                assert relative_error(actual, expected) < 1e-6, name
+        self.check_gradient_norms(golden, model, 'grad/l2', 1e-9)
+
+    def test_adjoint(self, golden, model):
+        layer = model.backbone.equilibrium
+        solutions = []
+        handle = layer.register_forward_hook(
+            lambda module, args, output: solutions.append(output[1])
+        )
+        loss_of(logits_of(model, golden), golden).backward()
+        handle.remove()
+        expected, g = (
+            torch.cat([x.flatten(1) for x in branches(golden, prefix)], dim=1)
+            for prefix in ('grad/adjoint', 'grad/dl_dz')
+        )
+        # The adjoint system is solved for gradients of unit norm.
+        expected = expected / g.norm(dim=1, keepdim=True)
+        assert relative_error(solutions[0].adjoint.state, expected) <= 1e-6
+
+    def test_batch_statistics(self, golden, model):
+        model.train()
+        logits = logits_of(model, golden)
+        assert_close(logits, golden.ref['trainbn/logits'], atol=1e-8)
+        loss = loss_of(logits, golden)
+        assert_close(loss, golden.ref['trainbn/loss'], atol=1e-8)
+        loss.backward()
+        # Behind a batch norm the gradient of a bias is rounding and nothing else.
+        self.check_gradient_norms(
+            golden, model, 'trainbn/grad_l2', 1e-9, negligible=1e-12
+        )
+        buffers = dict(model.named_buffers())
+        names = here(golden)
+        prefix = 'trainbn/buffers/'
+        updated = [name for name in golden.ref if name.startswith(prefix)]
+        assert updated
+        for name in updated:
+            expected, name = golden.ref[name], name[len(prefix) :]
+            if names[name] == 'decode_head.convs.0.bn.running_mean':
+                expected = expected - golden.state[FOLDED_BIAS]
+            assert_close(buffers[names[name]], expected, atol=1e-10)
+        model.load_state_dict(convert_official_state_dict(golden.state))
+
+    @staticmethod
+    def check_gradient_norms(golden, model, key, tolerance, negligible=0.0):
+        parameters = dict(model.named_parameters())
+        names = here(golden)
+        for name, expected in zip(golden.ref['param_names'], golden.ref[key]):
+            if name != FOLDED_BIAS:
+                actual = parameters[names[str(name)]].grad.norm()
+                error = (actual - expected).abs()
+                assert error <= tolerance * expected + negligible, name
+
+    @pytest.mark.parametrize('stop_mode', ['abs', 'rel'])
+    @pytest.mark.parametrize('precision', ['f64', 'f32'])
+    def test_broyden_trace(self, golden, model, precision, stop_mode):
+        """The official Broyden's residuals over the whole batch, step by step."""
+        expected = golden.ref[f'trace/{precision}/broyden/{stop_mode}/abs_trace']
+        n_evals = len(expected) + 1  # the official trace leaves out the first
+        solver = BroydenSolver(n_evals, 0.0, 'abs', memory=n_evals)
+        dtype = torch.float64 if precision == 'f64' else torch.float32
+        layer = model.backbone.equilibrium
+        layer.solver = solver
+        solutions = []
+        handle = layer.register_forward_hook(
+            lambda module, args, output: solutions.append(output[1])
+        )
+        with torch.no_grad():
+            model.to(dtype).backbone(golden.ref['input/x'].to(dtype))
+        handle.remove()
+        model.double().load_state_dict(convert_official_state_dict(golden.state))
+        trace = solutions[0].trace.double().norm(dim=1)[1:]
+        tolerance = 1e-10 if precision == 'f64' else 2e-2
+        torch.testing.assert_close(trace, expected, rtol=tolerance, atol=0)
+
+    def test_default_settings(self, golden, model):
+        """With the official budgets the logits are as near as the official ones."""
+        config = golden.config
+        model.backbone.equilibrium.solver = BroydenSolver(
+            config['f_thres'], config['eps'], config['stop_mode']
+        )
+        with torch.no_grad():
+            logits = logits_of(model, golden)
+        reference = golden.ref['default/broyden/logits_f64']
+        assert_close(reference, golden.ref['eq/logits'], atol=4e-4)
+        assert_close(logits, golden.ref['eq/logits'], atol=4e-4)
+
+
+class TestConvert:
+    def test_the_task_is_told_by_the_keys(self, golden):
+        told = convert_official_state_dict(golden.state)
+        named = convert_official_state_dict(golden.state, task=golden.task)
+        assert list(told) == list(named)
+
+    def test_every_tensor_but_one_is_passed_on(self, golden):
+        converted = convert_official_state_dict(golden.state)
+        originals = {id(tensor) for tensor in golden.state.values()}
+        changed = [name for name in converted if id(converted[name]) not in originals]
+        if golden.task == 'classification':
+            assert changed == []
+            assert len(converted) == len(golden.state)
+        else:
+            assert changed == ['decode_head.convs.0.bn.running_mean']
+            assert len(converted) == len(golden.state) - 1
+
+    def test_the_argument_is_left_as_it_is(self, golden):
+        before = dict(golden.state)
+        convert_official_state_dict(golden.state)
+        assert list(before) == list(golden.state)
+        assert all(before[name] is golden.state[name] for name in before)
+
+    def test_unknown_task(self, golden):
+        with pytest.raises(ValueError, match="task must be one of .*, got 'detection'"):
+            convert_official_state_dict(golden.state, task='detection')
+
+    def test_wrong_task(self, golden):
+        wrong = {'classification': 'segmentation', 'segmentation': 'classification'}
+        with pytest.raises(ValueError, match=f'has the keys of .*{golden.task}'):
+            convert_official_state_dict(golden.state, task=wrong[golden.task])
+
+    def test_foreign_keys_are_named(self, golden):
+        state = {**golden.state, 'fullstage.oddity.weight': torch.zeros(1)}
+        with pytest.raises(ValueError, match=r'fullstage\.oddity\.weight'):
+            convert_official_state_dict(state)
+
+    def test_not_a_whole_model(self):
+        with pytest.raises(ValueError, match='the keys of none'):
+            convert_official_state_dict({'stage0.0.weight': torch.zeros(1)})
