@@ -1,0 +1,3 @@
+from .hooks import ImplicitGradientHook, RandomStateHook
+
+__all__ = ['ImplicitGradientHook', 'RandomStateHook']
