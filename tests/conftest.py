@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+import mdeq_mm  # noqa: F401  before mmseg, which needs its stand-in for compiled ops
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

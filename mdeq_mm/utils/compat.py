@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, Callable, NoReturn
 
@@ -35,6 +37,11 @@ def check_versions() -> None:
 class _MissingOps(ModuleType):
     """Stands for ``mmcv._ext``: every op exists, and says at use what is missing."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # A specification without a loader: asked for the ops, mmengine finds none.
+        self.__spec__ = ModuleSpec(name, loader=None)
+
     def __getattr__(self, name: str) -> Callable:
         if name.startswith('__'):
             raise AttributeError(name)
@@ -62,7 +69,7 @@ def stand_in_for_missing_ops() -> None:
 def _history_buffer_attribute(owner: Any, name: str) -> Any:
     """Answers as ``getattr``, for :class:`HistoryBuffer` alone."""
     if owner is not HistoryBuffer:
-        raise AttributeError(f'a checkpoint may not read {name!r} of {owner!r}')
+        raise UnpicklingError(f'a checkpoint may not read {name!r} of {owner!r}')
     return getattr(owner, name)
 
 

@@ -1,0 +1,57 @@
+# make demo   set up .venv, then train, evaluate and picture MDEQ on built-in data
+# make test   set up .venv, then run the tests
+
+PYTHON ?= python3.11
+DEFAULT := .venv
+CLASSIC := .venv-classic
+LINT := .venv-lint
+PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: env env-classic demo test test-classic lint format
+
+env: $(DEFAULT)/.ready
+
+$(DEFAULT)/.ready: requirements/default.txt requirements/tests.txt setup.py pyproject.toml
+	$(PYTHON) -m venv $(DEFAULT)
+	@echo 'installing the default cell (some gigabytes the first time)'
+	$(DEFAULT)/$(PIP_INSTALL) -r requirements/default.txt -r requirements/tests.txt
+	$(DEFAULT)/$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+env-classic: $(CLASSIC)/.ready
+
+# mmcv compiles for minutes; pip keeps the wheel. One that was compiled against another
+# torch does not import, and is compiled anew.
+$(CLASSIC)/.ready: requirements/classic-build.txt requirements/classic.txt \
+		requirements/classic-mmcv.txt requirements/tests.txt setup.py pyproject.toml
+	$(PYTHON) -m venv $(CLASSIC)
+	@echo 'installing the classic cell (compiles mmcv the first time)'
+	$(CLASSIC)/$(PIP_INSTALL) -r requirements/classic-build.txt
+	$(CLASSIC)/$(PIP_INSTALL) -r requirements/classic.txt -r requirements/tests.txt
+	PATH=$(CURDIR)/$(CLASSIC)/bin:$$PATH $(CLASSIC)/$(PIP_INSTALL) \
+		--no-build-isolation -r requirements/classic-mmcv.txt
+	$(CLASSIC)/bin/python -c 'import mmcv.ops' || PATH=$(CURDIR)/$(CLASSIC)/bin:$$PATH \
+		$(CLASSIC)/$(PIP_INSTALL) --no-build-isolation --no-deps --no-cache-dir \
+		--force-reinstall -r requirements/classic-mmcv.txt
+	$(CLASSIC)/$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+# One thread a process: two processes of tests share two cores better than threads do.
+test: env
+	OMP_NUM_THREADS=1 $(DEFAULT)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-classic: env-classic
+	OMP_NUM_THREADS=1 $(CLASSIC)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+
+$(LINT)/.ready: requirements/lint.txt
+	$(PYTHON) -m venv $(LINT)
+	$(LINT)/$(PIP_INSTALL) -r requirements/lint.txt
+	touch $@
+
+lint: $(LINT)/.ready
+	$(LINT)/bin/ruff check .
+	$(LINT)/bin/ruff format --check .
+
+format: $(LINT)/.ready
+	$(LINT)/bin/ruff check --fix .
+	$(LINT)/bin/ruff format .

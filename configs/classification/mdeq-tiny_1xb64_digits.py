@@ -1,0 +1,29 @@
+_base_ = [
+    '../_base_/models/mdeq-tiny_cifar.py',
+    '../_base_/datasets/digits.py',
+    'mmpretrain::_base_/schedules/cifar10_bs128.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+epochs = 12
+iters_per_epoch = 21  # 1,343 training images in batches of 64
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='Adam', lr=2e-3, weight_decay=2.5e-6)
+)
+param_scheduler = dict(
+    _delete_=True,
+    type='CosineAnnealingLR',
+    eta_min=1e-6,
+    T_max=epochs,
+    by_epoch=True,
+    convert_to_iter_based=True,
+)
+train_cfg = dict(max_epochs=epochs, val_interval=4)
+auto_scale_lr = dict(base_batch_size=64)
+
+custom_hooks = [
+    dict(type='ImplicitGradientHook', pretrain_iters=8 * iters_per_epoch),
+    dict(type='RandomStateHook'),
+]
+default_hooks = dict(logger=dict(interval=7), checkpoint=dict(interval=4))
+randomness = dict(seed=0)

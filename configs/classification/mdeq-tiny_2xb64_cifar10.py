@@ -1,0 +1,31 @@
+_base_ = [
+    '../_base_/models/mdeq-tiny_cifar.py',
+    'mmpretrain::_base_/datasets/cifar10_bs16.py',
+    'mmpretrain::_base_/schedules/cifar10_bs128.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+
+# The official recipe trains without augmentation.
+pipeline = [dict(type='PackInputs')]
+train_dataloader = dict(batch_size=64, dataset=dict(pipeline=pipeline))
+val_dataloader = dict(batch_size=64)
+test_dataloader = dict(batch_size=64)
+
+epochs = 50
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='Adam', lr=1e-3, weight_decay=2.5e-6)
+)
+param_scheduler = dict(
+    _delete_=True,
+    type='CosineAnnealingLR',
+    eta_min=1e-6,
+    T_max=epochs,
+    by_epoch=True,
+    convert_to_iter_based=True,
+)
+train_cfg = dict(max_epochs=epochs)
+
+custom_hooks = [
+    dict(type='ImplicitGradientHook', pretrain_iters=3000),
+    dict(type='RandomStateHook'),
+]

@@ -1,0 +1,42 @@
+_base_ = [
+    '../_base_/models/fcn_mdeq-small.py',
+    '../_base_/datasets/digit_scenes.py',
+    'mmseg::_base_/default_runtime.py',
+    'mmseg::_base_/schedules/schedule_20k.py',
+]
+
+norm_cfg = dict(type='BN', momentum=0.1, requires_grad=True)
+channels = [16, 32, 64]
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(
+        arch=dict(_delete_=True, channels=channels, expansion=3, downsample_times=1),
+        num_layers=5,
+        norm_cfg=norm_cfg,
+        forward_solver=dict(max_evals=20),
+        gradient=dict(solver=dict(max_evals=15, tol=1e-2)),
+    ),
+    decode_head=dict(
+        in_channels=channels,
+        in_index=[0, 1, 2],
+        channels=sum(channels),
+        num_classes=11,
+        norm_cfg=norm_cfg,
+        # Nine of ten pixels are background.
+        loss_decode=dict(class_weight=[0.2] + [1.0] * 10),
+    ),
+)
+
+iters = 1200
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='Adam', lr=0.01))
+param_scheduler = [
+    dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=iters, by_epoch=False)
+]
+train_cfg = dict(max_iters=iters, val_interval=300)
+
+custom_hooks = [
+    dict(type='ImplicitGradientHook', pretrain_iters=900),
+    dict(type='RandomStateHook'),
+]
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))
+randomness = dict(seed=0)

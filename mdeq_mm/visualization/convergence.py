@@ -1,0 +1,67 @@
+"""Plots of how solves converge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional, Union
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def plot_convergence(
+    trace: Tensor,
+    path: Union[str, Path],
+    title: str = '',
+    tol: Optional[float] = None,
+    max_evals: Optional[int] = None,
+    measure: str = r'relative residual $\|f(z)-z\|\,/\,\|f(z)\|$',
+) -> None:
+    """Draws the residual against the evaluations of ``f``, one line a sample.
+
+    What counts is the best residual so far, since solvers return the best iterate; it
+    is drawn solid over the residuals themselves.
+
+    Args:
+        trace (Tensor): Residual of every evaluation, ``(n, B)``, as in
+            :attr:`Solution.trace`.
+        path (str or Path): File to write; its ending decides the format.
+        title (str): Title of the plot. Defaults to ''.
+        tol (float, optional): Tolerance to mark. Defaults to None.
+        max_evals (int, optional): Budget to mark. Defaults to None.
+        measure (str): Label of the vertical axis. Defaults to the relative residual.
+    """
+    residuals = trace.detach().cpu().numpy()
+    best = np.minimum.accumulate(residuals, axis=0)
+    evals = np.arange(1, len(residuals) + 1)
+
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    for sample in range(residuals.shape[1]):
+        (line,) = axes.plot(evals, best[:, sample], linewidth=1.2)
+        axes.plot(
+            evals,
+            residuals[:, sample],
+            color=line.get_color(),
+            alpha=0.3,
+            linewidth=0.8,
+        )
+    if tol is not None:
+        axes.axhline(tol, color='black', linestyle='--', linewidth=0.8)
+        axes.annotate(
+            f'tolerance {tol:g}', (evals[-1], tol), ha='right', va='bottom', fontsize=9
+        )
+    if max_evals is not None and max_evals < len(residuals):
+        axes.axvline(max_evals, color='black', linestyle=':', linewidth=0.8)
+        axes.annotate(
+            f' budget {max_evals}', (max_evals, best.max()), va='top', fontsize=9
+        )
+    axes.set_yscale('log')
+    axes.set_xlabel('evaluations of $f$')
+    axes.set_ylabel(measure)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,103 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from mdeq_mm.engine.hooks import random_state_hook
+from mdeq_mm.engine.hooks.random_state_hook import _get_states, _set_states
+
+HOOKS = [dict(type='ImplicitGradientHook'), dict(type='RandomStateHook')]
+
+
+def parameters(runner):
+    return {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+class TestRandomStateHook:
+    @pytest.mark.parametrize('workers', [0, 2])
+    @pytest.mark.parametrize(
+        ('by_epoch', 'length', 'stop'), [(False, 6, 3), (True, 3, 1)]
+    )
+    def test_resumed_run_is_the_uninterrupted_one(
+        self, make_runner, tmp_path, by_epoch, length, stop, workers
+    ):
+        """With dropout, random augmentation and a validation in between."""
+        runner = make_runner(HOOKS, by_epoch=by_epoch, length=length, workers=workers)
+        runner.train()
+        expected = parameters(runner)
+
+        unit = 'epoch' if by_epoch else 'iter'
+        checkpoint = tmp_path / 'work_dir' / f'{unit}_{stop}.pth'
+        resumed = make_runner(
+            HOOKS,
+            by_epoch=by_epoch,
+            length=length,
+            workers=workers,
+            resume=True,
+            load_from=str(checkpoint),
+        )
+        # A process that is started anew has drawn other numbers by now.
+        torch.rand(10)
+        np.random.rand(10)
+        resumed.train()
+        assert_equal(expected, parameters(resumed))
+
+    def test_without_the_hook_it_is_another_run(self, make_runner, tmp_path):
+        """What makes the test above worth something."""
+        runner = make_runner(HOOKS[:1])
+        runner.train()
+        resumed = make_runner(
+            HOOKS[:1], resume=True, load_from=str(tmp_path / 'work_dir' / 'iter_3.pth')
+        )
+        resumed.train()
+        with pytest.raises(AssertionError):
+            assert_equal(parameters(runner), parameters(resumed))
+
+    def test_validation_does_not_change_training(self, make_runner):
+        runner = make_runner(HOOKS)
+        runner.train()
+        without = make_runner(HOOKS)
+        without._val_loop = None
+        without.train()
+        assert_equal(parameters(runner), parameters(without))
+
+    def test_other_number_of_processes(self, make_runner, tmp_path, caplog):
+        make_runner(HOOKS, length=3).train()
+        path = tmp_path / 'work_dir' / 'iter_3.pth'
+        checkpoint = torch.load(path, weights_only=False)
+        checkpoint['random_states'] *= 2
+        torch.save(checkpoint, path)
+        runner = make_runner(HOOKS, resume=True, load_from=str(path))
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+        assert 'random states of 2 processes; this run has 1' in caplog.text
+
+    def test_loading_weights_restores_nothing(self, make_runner, tmp_path, monkeypatch):
+        make_runner(HOOKS, length=3).train()
+        calls = []
+        monkeypatch.setattr(random_state_hook, '_set_states', calls.append)
+        path = str(tmp_path / 'work_dir' / 'iter_3.pth')
+        make_runner(HOOKS, length=2, load_from=path).train()
+        assert len(calls) == 1  # after the validation at the end
+        make_runner(HOOKS, length=5, load_from=path, resume=True).train()
+        assert len(calls) == 3
+
+
+class TestStates:
+    def test_round_trip(self, tmp_path):
+        def draw():
+            return random.random(), np.random.randn(), torch.randn(3).tolist()
+
+        np.random.randn()  # leaves a second Gaussian in the cache
+        torch.save(_get_states(), tmp_path / 'states.pth')
+        expected = draw()
+        draw()
+        _set_states(torch.load(tmp_path / 'states.pth', weights_only=True))
+        assert draw() == expected

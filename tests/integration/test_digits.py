@@ -1,0 +1,205 @@
+"""The built-in data sets, from conversion to prediction, as `make demo` runs them."""
+
+import hashlib
+
+import cv2
+import mmseg.apis
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmpretrain import ImageClassificationInferencer
+
+CLASSIFIER = 'classification/mdeq-tiny_1xb64_digits.py'
+SEGMENTOR = 'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
+STATISTICS = {
+    'forward_evals',
+    'forward_residual',
+    'backward_evals',
+    'backward_residual',
+}
+
+
+def digest(folder):
+    result = hashlib.sha256()
+    for path in sorted(folder.rglob('*.png')):
+        result.update(str(path.relative_to(folder)).encode())
+        result.update(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).tobytes())
+    return result.hexdigest()
+
+
+class TestConverter:
+    def test_digits(self, workplace):
+        counts = {
+            split: len(list((workplace / 'data/digits' / split).glob('*/*.png')))
+            for split in ('train', 'test')
+        }
+        assert sum(counts.values()) == 1797
+        assert counts['test'] == pytest.approx(1797 / 4, rel=0.02)
+        image = cv2.imread(str(next((workplace / 'data/digits/train/3').iterdir())), -1)
+        assert image.shape == (8, 8)
+        assert image.max() > 200
+
+    def test_scenes(self, workplace):
+        scenes = workplace / 'data/digit_scenes'
+        seen = set()
+        for split, count in (('train', 1000), ('test', 200)):
+            images = sorted((scenes / 'img_dir' / split).iterdir())
+            masks = sorted((scenes / 'ann_dir' / split).iterdir())
+            assert [p.name for p in images] == [p.name for p in masks]
+            assert len(images) == count
+            for image_path, mask_path in list(zip(images, masks))[:50]:
+                image = cv2.imread(str(image_path), cv2.IMREAD_UNCHANGED)
+                mask = cv2.imread(str(mask_path), cv2.IMREAD_UNCHANGED)
+                assert image.shape == (64, 64, 3)
+                assert mask.shape == (64, 64)
+                digits = set(np.unique(mask)) - {0}
+                assert digits
+                seen |= digits
+                # Ink is brighter than what is around it.
+                assert image[mask > 0].mean() > image[mask == 0].mean() + 40
+        assert seen == set(range(1, 11))
+
+    def test_always_the_same(self, run, workplace, tmp_path):
+        run(
+            'dataset_converters/digits.py',
+            '--out-dir',
+            tmp_path / 'again',
+            cwd=tmp_path,
+        )
+        for name in ('digits', 'digit_scenes'):
+            assert digest(tmp_path / 'again' / name) == digest(
+                workplace / 'data' / name
+            )
+
+    def test_what_is_there_is_left(self, run, tmp_path):
+        (tmp_path / 'data/digits').mkdir(parents=True)
+        output = run('dataset_converters/digits.py', cwd=tmp_path)
+        assert 'digits exists and is left as it is' in output
+        assert not list((tmp_path / 'data/digits').iterdir())
+        assert sorted(p.name for p in (tmp_path / 'data').iterdir()) == [
+            'digit_scenes',
+            'digits',
+        ]
+
+
+@pytest.fixture(scope='module')
+def classifier(root, run, workplace, tmp_path_factory):
+    """Config and checkpoint of the demo's whole training."""
+    work_dir = tmp_path_factory.mktemp('classifier')
+    config = root / 'configs' / CLASSIFIER
+    run('train.py', config, '--work-dir', work_dir, cwd=workplace)
+    return config, work_dir / 'epoch_12.pth'
+
+
+@pytest.fixture(scope='module')
+def segmentor(root, run, workplace, tmp_path_factory):
+    """Config and checkpoint of a few iterations: the whole training is the demo's."""
+    work_dir = tmp_path_factory.mktemp('segmentor')
+    config = root / 'configs' / SEGMENTOR
+    run(
+        'train.py',
+        config,
+        *('--work-dir', work_dir, '--cfg-options'),
+        'train_cfg.max_iters=12',
+        'train_cfg.val_interval=12',
+        'custom_hooks.0.pretrain_iters=6',
+        'default_hooks.logger.interval=3',
+        cwd=workplace,
+    )
+    return config, work_dir / 'iter_12.pth'
+
+
+@pytest.mark.slow
+class TestClassifier:
+    def test_accuracy(self, classifier, scalars):
+        records = scalars(classifier[1].parent)
+        accuracy = [r['accuracy/top1'] for r in records if 'accuracy/top1' in r]
+        assert accuracy[-1] >= 95
+        phases = [set(r) >= STATISTICS for r in records if 'loss' in r]
+        assert phases == sorted(phases)
+        assert 0 < sum(phases) < len(phases)
+
+    def test_evaluation_of_the_checkpoint(
+        self, run, classifier, workplace, tmp_path, scalars
+    ):
+        records = scalars(classifier[1].parent)
+        expected = [r['accuracy/top1'] for r in records if 'accuracy/top1' in r][-1]
+        run(
+            *(
+                'test.py',
+                *classifier,
+                '--work-dir',
+                tmp_path,
+                '--out',
+                tmp_path / 'p.pkl',
+            ),
+            cwd=workplace,
+        )
+        (path,) = tmp_path.glob('*/*.json')
+        assert (
+            f'{expected:.4f}' in path.read_text() or str(expected) in path.read_text()
+        )
+        assert (tmp_path / 'p.pkl').stat().st_size > 1000
+
+    def test_prediction(self, classifier, workplace):
+        paths = [
+            str(sorted((workplace / f'data/digits/test/{label}').iterdir())[0])
+            for label in range(10)
+        ]
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            inferencer = ImageClassificationInferencer(
+                str(classifier[0]), pretrained=str(classifier[1]), device='cpu'
+            )
+            results = inferencer(paths, batch_size=4)
+        hits = [result['pred_label'] == i for i, result in enumerate(results)]
+        assert sum(hits) >= 9
+
+    def test_convergence_plot(self, run, classifier, workplace, tmp_path):
+        output = run(
+            'analysis_tools/plot_convergence.py',
+            *classifier,
+            *('--out', tmp_path / 'plots/convergence.png', '--num-samples', 5),
+            cwd=workplace,
+        )
+        assert 'convergence.png written' in output
+        assert cv2.imread(str(tmp_path / 'plots/convergence.png')).shape[2] == 3
+
+
+class TestSegmentor:
+    def test_log(self, segmentor, scalars):
+        records = scalars(segmentor[1].parent)
+        phases = [set(r) >= STATISTICS for r in records if 'loss' in r]
+        assert phases == [False, False, True, True]
+        assert 'mIoU' in records[-1]
+
+    def test_evaluation_and_painted_images(self, run, segmentor, workplace, tmp_path):
+        output = run(
+            'test.py',
+            *segmentor,
+            *('--work-dir', tmp_path / 'run', '--show-dir', tmp_path / 'painted'),
+            *('--cfg-options', 'test_dataloader.dataset.indices=3'),
+            cwd=workplace,
+        )
+        assert 'mIoU' in output
+        assert len(list((tmp_path / 'painted').rglob('*.png'))) == 3
+
+    def test_prediction(self, segmentor, workplace):
+        model = mmseg.apis.init_model(
+            str(segmentor[0]), str(segmentor[1]), device='cpu'
+        )
+        image = workplace / 'data/digit_scenes/img_dir/test/0000.png'
+        result = mmseg.apis.inference_model(model, str(image))
+        assert result.pred_sem_seg.shape == (64, 64)
+        assert torch.unique(result.pred_sem_seg.data).max() <= 10
+
+    def test_pictures(self, run, segmentor, workplace, tmp_path):
+        for tool in ('plot_segmentation', 'plot_convergence'):
+            picture = tmp_path / f'{tool}.png'
+            run(
+                f'analysis_tools/{tool}.py',
+                *segmentor,
+                *('--out', picture, '--num-samples', 3),
+                cwd=workplace,
+            )
+            assert cv2.imread(str(picture)).shape[2] == 3

@@ -1,0 +1,46 @@
+import cv2
+import numpy as np
+import pytest
+
+from mdeq_mm.visualization import paint, plot_segmentations
+
+PALETTE = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+IMAGE = np.full((4, 6, 3), 100, np.uint8)
+
+
+class TestPaint:
+    def test_colours(self):
+        labels = np.zeros((4, 6), np.int64)
+        labels[0], labels[1], labels[2] = 1, 2, 255
+        painted = paint(IMAGE, labels, PALETTE, opacity=0.5)
+        assert painted.dtype == np.uint8
+        assert painted[0, 0].tolist() == [178, 50, 50]
+        assert painted[1, 0].tolist() == [50, 50, 178]
+        assert painted[2, 0].tolist() == [100, 100, 100]
+        assert painted[3, 0].tolist() == [50, 50, 50]
+        assert (IMAGE == 100).all()
+
+    def test_wrong_size(self):
+        with pytest.raises(ValueError, match=r'\(4, 6\), got \(6, 4\)'):
+            paint(IMAGE, np.zeros((6, 4), np.int64), PALETTE)
+
+
+class TestPlotSegmentations:
+    @pytest.mark.parametrize('n_samples', [1, 5])
+    def test_writes_a_picture(self, tmp_path, n_samples):
+        labels = np.ones((4, 6), np.int64)
+        plot_segmentations(
+            [(IMAGE, labels, labels)] * n_samples,
+            tmp_path / 'sheet.png',
+            classes=('nothing', 'red', 'blue'),
+            palette=PALETTE,
+            title='a sheet',
+        )
+        sheet = cv2.imread(str(tmp_path / 'sheet.png'))[..., ::-1].reshape(-1, 3)
+        painted = paint(IMAGE, labels, PALETTE)[0, 0]
+        shares = [
+            (sheet == colour).all(axis=1).mean() for colour in (IMAGE[0, 0], painted)
+        ]
+        # Two rows are painted, one is not.
+        assert shares[1] == pytest.approx(2 * shares[0], rel=0.1)
+        assert shares[0] > 0.05

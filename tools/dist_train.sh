@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Trains on several processes of one or more machines:
+#   [NNODES=2 NODE_RANK=0 MASTER_ADDR=host PORT=29500] dist_train.sh CONFIG PROCESSES [ARGUMENTS...]
+set -euo pipefail
+
+CONFIG=${1:?usage: dist_train.sh CONFIG PROCESSES [ARGUMENTS...]}
+PROCESSES=${2:?usage: dist_train.sh CONFIG PROCESSES [ARGUMENTS...]}
+
+torchrun \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$PROCESSES" \
+    "$(dirname "$0")/train.py" "$CONFIG" --launcher pytorch "${@:3}"
