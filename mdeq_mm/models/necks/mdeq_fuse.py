@@ -133,7 +133,8 @@ class MDEQFuse(BaseModule):
             tuple[Tensor]: One map ``(B, out_channels, H_n, W_n)`` of the coarsest size.
 
         Raises:
-            ValueError: If the number of branches is another one.
+            ValueError: If the number of branches is another one, or the sizes do not
+                follow each other.
         """
         if len(inputs) != len(self.increase):
             raise ValueError(
@@ -144,5 +145,11 @@ class MDEQFuse(BaseModule):
         for x, increase, downsample in zip(
             inputs[1:], self.increase[1:], self.downsample
         ):
-            y = increase(x) + self.act(downsample(y))
+            y = self.act(downsample(y))
+            if y.shape[2:] != x.shape[2:]:
+                raise ValueError(
+                    'each branch must be half the size of the one before, rounded up, '
+                    f'got {[tuple(branch.shape) for branch in inputs]}'
+                )
+            y = increase(x) + y
         return (self.act(self.final(y)),)

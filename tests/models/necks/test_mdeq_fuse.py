@@ -42,3 +42,8 @@ class TestMDEQFuse:
         neck = MDEQFuse((8, 16), (4, 8), 50)
         with pytest.raises(ValueError, match='made for 2 branches, got 1'):
             neck([torch.rand(1, 8, 4, 4)])
+
+    def test_wrong_sizes(self):
+        neck = MDEQFuse((8, 16), (4, 8), 50)
+        with pytest.raises(ValueError, match=r'half the size .* \(1, 16, 4, 3\)\]'):
+            neck([torch.rand(1, 8, 8, 8), torch.rand(1, 16, 4, 3)])
