@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed
 from mmengine.config import Config, DictAction
-from mmengine.device import get_device, is_cuda_available, is_npu_available
+from mmengine.device import get_device
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
@@ -102,7 +102,7 @@ def prepare_cpu_processes(cfg: Config) -> None:
     Raises:
         ValueError: If there is no accelerator and the launcher is not ``'pytorch'``.
     """
-    if cfg.launcher == 'none' or is_cuda_available() or is_npu_available():
+    if cfg.launcher == 'none' or get_device() != 'cpu':
         return
     if cfg.launcher != 'pytorch':
         raise ValueError(
