@@ -36,6 +36,31 @@ $(CLASSIC)/.ready: requirements/classic-build.txt requirements/classic.txt \
 	$(CLASSIC)/$(PIP_INSTALL) --no-deps --editable .
 	touch $@
 
+DEMO := work_dirs/demo
+SEGMENTOR := configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py
+CLASSIFIER := configs/classification/mdeq-tiny_1xb64_digits.py
+
+demo: env
+	$(DEFAULT)/bin/python tools/dataset_converters/digits.py
+	$(DEFAULT)/bin/python tools/train.py $(SEGMENTOR) --work-dir $(DEMO)/segmentation
+	$(DEFAULT)/bin/python tools/train.py $(CLASSIFIER) --work-dir $(DEMO)/classification
+	$(DEFAULT)/bin/python tools/test.py $(SEGMENTOR) $(DEMO)/segmentation/iter_1200.pth \
+		--work-dir $(DEMO)/segmentation
+	$(DEFAULT)/bin/python tools/test.py $(CLASSIFIER) $(DEMO)/classification/epoch_12.pth \
+		--work-dir $(DEMO)/classification
+	$(DEFAULT)/bin/python tools/analysis_tools/plot_segmentation.py $(SEGMENTOR) \
+		$(DEMO)/segmentation/iter_1200.pth --out $(DEMO)/segmentation.png
+	$(DEFAULT)/bin/python tools/analysis_tools/plot_convergence.py $(SEGMENTOR) \
+		$(DEMO)/segmentation/iter_1200.pth --out $(DEMO)/convergence_segmentation.png
+	$(DEFAULT)/bin/python tools/analysis_tools/plot_convergence.py $(CLASSIFIER) \
+		$(DEMO)/classification/epoch_12.pth --out $(DEMO)/convergence_classification.png
+	@echo
+	@echo 'Done. Look at'
+	@echo '  $(DEMO)/segmentation.png                  images, ground truth, predictions'
+	@echo '  $(DEMO)/convergence_segmentation.png      residual against evaluations'
+	@echo '  $(DEMO)/convergence_classification.png    the same for the classifier'
+	@echo 'Logs and checkpoints are in $(DEMO)/segmentation and $(DEMO)/classification.'
+
 # One thread a process: two processes of tests share two cores better than threads do.
 test: env
 	OMP_NUM_THREADS=1 $(DEFAULT)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
