@@ -4,7 +4,8 @@ from .gradients import (
     PhantomGradient,
     UnrolledGradient,
 )
-from .layer import EquilibriumLayer
+from .jacobian import spectral_radius, squared_frobenius_norm
+from .layer import EquilibriumLayer, Solve
 from .solvers import (
     AndersonSolver,
     BroydenSolver,
@@ -27,7 +28,10 @@ __all__ = [
     'PhantomGradient',
     'PicardSolver',
     'Solution',
+    'Solve',
     'SolveStatus',
     'StateLayout',
     'UnrolledGradient',
+    'spectral_radius',
+    'squared_frobenius_norm',
 ]

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Optional, Union
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Union
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .builder import build
 from .gradients import EquilibriumGradient, UnrolledGradient
 from .solvers import FixedPointSolver, Solution
+from .solvers.base import FixedPointFunction
 from .state import StateLayout
+
+
+@dataclass
+class Solve:
+    """One forward pass of an :class:`EquilibriumLayer`, as its solve hooks see it.
+
+    Attributes:
+        f (Callable): The function, which may be evaluated further while the hook runs.
+        layout (StateLayout): Packs and unpacks its states.
+        state (Tensor): The state the layer returns, ``(B, N)``.
+        solution (Solution, optional): The solution; None where nothing was solved for.
+    """
+
+    f: FixedPointFunction
+    layout: StateLayout
+    state: Tensor
+    solution: Optional[Solution]
+
+    def linearize(self) -> tuple[Tensor, Tensor]:
+        """Returns ``z`` and ``f(z)`` at the result, ``(B, N)``, with a graph between.
+
+        ``z`` is a leaf, so what is computed from the Jacobian is differentiated at a
+        fixed state. The evaluation the implicit gradient has made is used if there is
+        one; otherwise ``f`` is evaluated once more.
+        """
+        if self.solution is not None and self.solution.linearization is not None:
+            return self.solution.linearization
+        with torch.enable_grad():
+            z = self.state.detach().requires_grad_()
+            return z, self.f(z)
+
+
+SolveHook = Callable[['EquilibriumLayer', Solve], Any]
 
 
 class EquilibriumLayer(nn.Module):
@@ -23,7 +60,8 @@ class EquilibriumLayer(nn.Module):
 
     To observe the solves, register an ordinary forward hook on this module: its output
     holds the :class:`Solution`, and ``solution.adjoint`` that of the adjoint system
-    once backward has run.
+    once backward has run. To evaluate ``f`` further, as extra losses do, use
+    :meth:`register_solve_hook`.
 
     Args:
         cell (nn.Module): ``f``, called as ``cell(states, injections) -> states`` with
@@ -36,6 +74,8 @@ class EquilibriumLayer(nn.Module):
     Attributes:
         shallow (bool): Whether ``f`` is unrolled ``num_layers`` times from zero, in
             training and inference alike, instead of solved. Defaults to False.
+        keep (Collection[int]): Numbers of the evaluations whose iterates stay in the
+            solution while training. Defaults to ().
     """
 
     def __init__(
@@ -51,6 +91,24 @@ class EquilibriumLayer(nn.Module):
         self.gradient = build(gradient, EquilibriumGradient, 'gradient')
         self.shallow_gradient = UnrolledGradient(num_layers)
         self.shallow = False
+        self.keep: Collection[int] = ()
+        self._solve_hooks: OrderedDict[int, SolveHook] = OrderedDict()
+
+    def register_solve_hook(self, hook: SolveHook) -> RemovableHandle:
+        """Registers a function to be called at the end of every forward pass.
+
+        It is called as ``hook(layer, solve)`` while dropout masks and normalised
+        weights are still those of the solve, with a :class:`Solve`.
+
+        Args:
+            hook (Callable): The function; its result is not used.
+
+        Returns:
+            RemovableHandle: Its ``remove()`` takes the hook away again.
+        """
+        handle = RemovableHandle(self._solve_hooks)
+        self._solve_hooks[handle.id] = hook
+        return handle
 
     def forward(
         self, injections: Sequence[Tensor]
@@ -78,21 +136,28 @@ class EquilibriumLayer(nn.Module):
             return layout.pack(features).to(state.dtype)
 
         with self.cell.freeze(injections):
-            if self.shallow:
-                state = self.shallow_gradient.attach(f, Solution.initial(z0))
-                return layout.unpack(state), None
             differentiate = torch.is_grad_enabled() and any(
                 tensor.requires_grad for tensor in (*self.parameters(), *injections)
             )
-            if differentiate and not self.gradient.starts_at_equilibrium:
-                state = self.gradient.attach(f, Solution.initial(z0))
-                return layout.unpack(state), None
-            solution = self.solver.solve(f, z0)
-            state = solution.state
-            if differentiate:
-                # Casts of parameters that autocast cached in the solve have no graph.
-                torch.clear_autocast_cache()
-                state = self.gradient.attach(f, solution)
-            # The solver's history must not outlive the forward pass.
-            solution.inverse_jacobian = None
-            return layout.unpack(state), solution
+            state, solution = self._equilibrium(f, z0, differentiate)
+            solve = Solve(f, layout, state, solution)
+            for hook in self._solve_hooks.values():
+                hook(self, solve)
+        return layout.unpack(state), solution
+
+    def _equilibrium(
+        self, f: FixedPointFunction, z0: Tensor, differentiate: bool
+    ) -> tuple[Tensor, Optional[Solution]]:
+        if self.shallow:
+            return self.shallow_gradient.attach(f, Solution.initial(z0)), None
+        if differentiate and not self.gradient.starts_at_equilibrium:
+            return self.gradient.attach(f, Solution.initial(z0)), None
+        keep = self.keep if self.training else ()
+        solution = self.solver.solve(f, z0, keep=keep)
+        # The solver's history must not outlive the forward pass.
+        solution.inverse_jacobian = None
+        if not differentiate:
+            return solution.state, solution
+        # Casts of parameters that autocast cached in the solve have no graph.
+        torch.clear_autocast_cache()
+        return self.gradient.attach(f, solution), solution

@@ -8,7 +8,12 @@ from mmengine.registry import init_default_scope
 from torch.nn import functional as F
 
 from mdeq_mm.checkpoints import convert_official_state_dict
-from mdeq_mm.deq import BroydenSolver, PicardSolver
+from mdeq_mm.deq import (
+    BroydenSolver,
+    PicardSolver,
+    spectral_radius,
+    squared_frobenius_norm,
+)
 
 # Tight enough that what remains is the rounding of the reference.
 TIGHT = dict(type='BroydenSolver', max_evals=200, tol=1e-14, stop_mode='rel', memory=60)
@@ -161,6 +166,29 @@ class TestParity:
             expected += branches(golden, 'f_once/vjp_u')
         for actual, reference in zip(products, expected):
             assert relative_error(actual, reference) <= 1e-6
+
+    def test_jacobian(self, golden, model):
+        backbone = model.backbone
+        solves = []
+        handle = backbone.equilibrium.register_solve_hook(
+            lambda layer, solve: solves.append(solve.linearize())
+        )
+        with torch.no_grad():
+            backbone(golden.ref['input/x'])
+        handle.remove()
+        z, fz = solves[0]
+
+        radius = spectral_radius(fz, z)
+        expected = golden.ref['jac/spectral_radius']
+        torch.testing.assert_close(radius, expected, rtol=1e-2, atol=0)
+
+        draws = torch.stack([squared_frobenius_norm(fz, z, 1) for _ in range(2000)])
+        if 'jac/tr_JtJ' in golden.ref:
+            exact = golden.ref['jac/tr_JtJ']
+        else:
+            exact, draws = golden.ref['jac/tr_JtJ_sample0'].view(1), draws[:, :1]
+        error = (draws.mean(0) - exact).abs()
+        assert (error < 3 * draws.std(0) / len(draws) ** 0.5).all()
 
     def test_injection(self, golden, model):
         backbone = model.backbone

@@ -118,6 +118,46 @@ class TestEquilibriumLayer:
         features[0].sum().backward()
         assert seen[0].adjoint.converged.all()
 
+    @pytest.mark.parametrize('shallow', [False, True])
+    @pytest.mark.parametrize('differentiate', [False, True])
+    def test_solve_hook(self, layer, shallow, differentiate):
+        seen = []
+
+        def hook(hooked, solve):
+            assert hooked is layer
+            assert layer.cell.frozen
+            z, fz = solve.linearize()
+            assert z.is_leaf
+            (product,) = torch.autograd.grad(fz, z, torch.ones_like(z))
+            seen.append((solve, z, product))
+
+        layer.shallow = shallow
+        handle = layer.register_solve_hook(hook)
+        with torch.set_grad_enabled(differentiate):
+            features, solution = layer(INJECTIONS)
+        ((solve, _z, product),) = seen
+        assert solve.solution is solution
+        for actual, expected in zip(solve.layout.unpack(solve.state), features):
+            assert torch.equal(actual, expected)
+        # The Jacobian of the cell is diagonal, with its two weights.
+        slopes = product.unique()
+        torch.testing.assert_close(slopes, torch.tensor([-0.5, 0.5]))
+        handle.remove()
+        layer(INJECTIONS)
+        assert len(seen) == 1
+
+    def test_linearization_costs_no_evaluation_with_the_implicit_gradient(self, layer):
+        layer(INJECTIONS)
+        n_calls, layer.cell.n_calls = layer.cell.n_calls, 0
+        layer.register_solve_hook(lambda layer, solve: solve.linearize())
+        layer(INJECTIONS)
+        assert layer.cell.n_calls == n_calls
+
+    def test_iterates_are_kept_in_training(self, layer):
+        layer.keep = (2,)
+        assert set(layer(INJECTIONS)[1].iterates) == {2}
+        assert layer.eval()(INJECTIONS)[1].iterates == {}
+
     def test_deepcopy_between_forward_and_backward(self, layer):
         features, _ = layer(INJECTIONS)
         twin = copy.deepcopy(layer)

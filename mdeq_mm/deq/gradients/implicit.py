@@ -26,6 +26,8 @@ class ImplicitGradient(EquilibriumGradient):
     The adjoint system is solved for the gradient scaled to unit norm in each sample, so
     tolerances are relative to the gradient and loss scaling changes nothing. Its solve
     starts from the gradient itself, and what it found is left in ``solution.adjoint``.
+    A gradient that holds NaN or Inf, as when a loss scale was too large, is passed
+    through without a solve, so that the scaler sees it.
 
     Second derivatives are not available: backward with ``create_graph=True`` raises a
     ``RuntimeError``.
@@ -57,6 +59,7 @@ class ImplicitGradient(EquilibriumGradient):
             fz = f(z)
             # The hook lives on a node of its own: products through fz must not fire it.
             attached = fz.view_as(fz)
+        solution.linearization = (z, fz)
 
         def solve_adjoint(grad: Optional[Tensor]) -> Optional[Tensor]:
             if grad is None:  # autograd's way to say that it is zero
@@ -68,6 +71,8 @@ class ImplicitGradient(EquilibriumGradient):
                     'which are differentiable twice.'
                 )
             norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+            if not norm.isfinite().all():
+                return grad
             unit = grad / norm.clamp_min(torch.finfo(grad.dtype).tiny)
 
             def adjoint_function(y: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Callable, Optional
 
@@ -79,8 +80,13 @@ class Solution:
             stopped keeps the value of the iterate it is frozen at.
         inverse_jacobian (LowRankInverse, optional): Approximate inverse Jacobian of
             ``f(z) - z`` at the last iterate, where the method has one.
+        iterates (dict[int, Tensor]): The iterates that were asked for, ``(B, N)``, by
+            the number of their evaluation, counted from 1.
         adjoint (Solution, optional): Solution of the adjoint system, set by
             :class:`ImplicitGradient` once backward has run.
+        linearization (tuple[Tensor, Tensor], optional): ``z`` and ``f(z)`` at the
+            solution with a graph between them, both ``(B, N)``, where
+            :class:`ImplicitGradient` has made them.
     """
 
     state: Tensor
@@ -89,7 +95,9 @@ class Solution:
     n_evals: Tensor
     trace: Tensor
     inverse_jacobian: Optional[LowRankInverse] = None
+    iterates: dict[int, Tensor] = field(default_factory=dict)
     adjoint: Optional[Solution] = None
+    linearization: Optional[tuple[Tensor, Tensor]] = None
 
     @classmethod
     def initial(cls, z0: Tensor) -> Solution:
@@ -157,12 +165,16 @@ class FixedPointSolver(ABC):
         self.stop_mode = stop_mode
 
     @torch.no_grad()
-    def solve(self, f: FixedPointFunction, z0: Tensor) -> Solution:
+    def solve(
+        self, f: FixedPointFunction, z0: Tensor, keep: Collection[int] = ()
+    ) -> Solution:
         """Solves ``z = f(z)``.
 
         Args:
             f (Callable): Maps a state ``(B, N)`` to a state ``(B, N)``.
             z0 (Tensor): Initial state, floating point, ``(B, N)``.
+            keep (Collection[int]): Numbers of the evaluations, counted from 1, whose
+                iterates the solution keeps, as far as the solve gets. Defaults to ().
 
         Returns:
             Solution: The best iterate of each sample and how it was found.
@@ -183,6 +195,7 @@ class FixedPointSolver(ABC):
         status = torch.full_like(n_evals, SolveStatus.BUDGET_SPENT)
         active = torch.ones(batch_size, dtype=torch.bool, device=z.device)
         trace: list[Tensor] = []
+        iterates: dict[int, Tensor] = {}
         with torch.autocast(z.device.type, enabled=False):
             history = self._init_history(z)
 
@@ -203,6 +216,9 @@ class FixedPointSolver(ABC):
                 residual = torch.where(improved, current, residual)
                 n_evals += active
                 trace.append(torch.where(active, current, residual))
+                if len(trace) in keep:
+                    finite = current.isfinite().unsqueeze(1)
+                    iterates[len(trace)] = torch.where(finite, z, best)
                 status.masked_fill_(
                     active & (current <= self.tol), SolveStatus.CONVERGED
                 )
@@ -222,6 +238,7 @@ class FixedPointSolver(ABC):
             n_evals=n_evals,
             trace=torch.stack(trace).nan_to_num(torch.inf, torch.inf),
             inverse_jacobian=self._inverse_jacobian(history),
+            iterates=iterates,
         )
 
     def _measure(self, g: Tensor, fz: Tensor) -> Tensor:

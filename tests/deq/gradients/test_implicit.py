@@ -128,6 +128,27 @@ class TestImplicitGradient:
         assert torch.equal(plain_evals, scaled_evals)
         torch.testing.assert_close(scaled / scale, plain, rtol=1e-12, atol=0)
 
+    @pytest.mark.parametrize('value', [float('inf'), float('nan')])
+    def test_gradient_that_is_not_finite_passes_through(self, problem, value):
+        solution = FORWARD.solve(problem.f, problem.z0)
+        z = ImplicitGradient().attach(problem.f, solution)
+        cotangent = problem.weight.clone()
+        cotangent[1, 2] = value
+        (gradient,) = grad(z, problem.x, cotangent)
+        torch.testing.assert_close(gradient, cotangent, equal_nan=True)
+        assert solution.adjoint is None
+
+    def test_linearization(self, problem, gradient):
+        solution = FORWARD.solve(problem.f, problem.z0)
+        attached = gradient.attach(problem.f, solution)
+        z, fz = solution.linearization
+        assert z.is_leaf
+        assert torch.equal(z, solution.state)
+        assert torch.equal(fz, attached)
+        (product,) = grad(fz, z, problem.weight)
+        expected = torch.autograd.functional.vjp(problem.f, z, problem.weight)[1]
+        torch.testing.assert_close(product, expected)
+
     def test_sample_without_gradient(self, problem, gradient):
         solution = FORWARD.solve(problem.f, problem.z0)
         z = gradient.attach(problem.f, solution)

@@ -90,6 +90,39 @@ class TestEverySolver:
         if cls is not PicardSolver and kwargs.get('window') != 1:
             assert (solution.n_evals <= picard.n_evals).all()
 
+    def test_kept_iterates(self, cls, kwargs):
+        f = contraction()
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        seen = []
+
+        def noted(z):
+            seen.append(z)
+            return f(z)
+
+        solver = cls(max_evals=12, tol=0, **kwargs)
+        solution = solver.solve(noted, z0, keep=(1, 7, 40))
+        assert set(solution.iterates) == {1, 7}
+        for number, iterate in solution.iterates.items():
+            assert torch.equal(iterate, seen[number - 1])
+        assert solver.solve(f, z0).iterates == {}
+
+    def test_kept_iterates_are_finite(self, cls, kwargs):
+        f = contraction()
+
+        def breaking(z):
+            fz = f(z)
+            if breaking.n_calls == 2:
+                fz[1] = torch.nan
+            breaking.n_calls += 1
+            return fz
+
+        breaking.n_calls = 0
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solution = cls(max_evals=6, tol=0, **kwargs).solve(breaking, z0, keep=range(9))
+        assert solution.status[1] == SolveStatus.BROKEN_DOWN
+        for iterate in solution.iterates.values():
+            assert iterate.isfinite().all()
+
     def test_divergence(self, cls, kwargs):
         f = Counter(lambda z: z + 1 + z**2)  # no fixed point at all
         z0 = torch.linspace(-2, 2, 5).unsqueeze(1).repeat(1, 3)
