@@ -14,6 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from ...deq import EquilibriumGradient, EquilibriumLayer, FixedPointSolver
 from ..cells import MultiscaleCell
@@ -67,6 +68,9 @@ class MDEQ(BaseModule):
         norm_cfg (dict): Config of the norms of stem and injection (those of the cell
             are GroupNorm). Defaults to ``dict(type='BN', requires_grad=True)``.
         act_cfg (dict): Config of the activations. Defaults to ``dict(type='ReLU')``.
+        deploy (bool): Whether weight normalisation is folded into plain weights, see
+            :meth:`switch_to_deploy`; takes checkpoints saved after it.
+            Defaults to False.
         init_cfg (dict or list[dict], optional): Initialization config. Defaults to the
             paper's: normal with standard deviation 0.01 for every convolution that is
             not weight-normalised.
@@ -122,6 +126,7 @@ class MDEQ(BaseModule):
         conv_cfg: Optional[dict] = None,
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         act_cfg: dict = dict(type='ReLU'),
+        deploy: bool = False,
         init_cfg: Optional[Union[dict, list]] = (
             dict(type='Normal', layer='Conv2d', std=0.01),
             dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
@@ -171,6 +176,8 @@ class MDEQ(BaseModule):
             )
         self.equilibrium = EquilibriumLayer(cell, forward_solver, gradient, num_layers)
         self._freeze_stages()
+        if deploy:
+            self.switch_to_deploy()
 
     def _arch(self, arch: Union[str, dict]) -> dict:
         if isinstance(arch, str):
@@ -234,6 +241,16 @@ class MDEQ(BaseModule):
             injections.append(zero.expand(len(x), channels, height, width))
         features, _ = self.equilibrium(injections)
         return tuple(features[index] for index in self.out_indices)
+
+    def switch_to_deploy(self) -> None:
+        """Folds weight normalisation into plain weights, for inference.
+
+        The outputs stay the same; the normalised weights need no computation in each
+        forward pass any more. A second call does nothing.
+        """
+        for module in self.equilibrium.cell.modules():
+            if parametrize.is_parametrized(module, 'weight'):
+                parametrize.remove_parametrizations(module, 'weight')
 
     def _freeze_stages(self) -> None:
         stages = ([self.stem, self.injection], [self.equilibrium])

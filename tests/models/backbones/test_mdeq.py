@@ -316,3 +316,27 @@ class TestWrongArguments:
     def test_one_clear_error(self, kwargs, error, message):
         with pytest.raises(error, match=message):
             MDEQ(**kwargs)
+
+
+class TestDeploy:
+    def test_outputs_stay_the_same(self, calm):
+        model = calm(small()).eval()
+        image = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            expected = model(image)
+            model.switch_to_deploy()
+            actual = model(image)
+        for a, b in zip(actual, expected):
+            torch.testing.assert_close(a, b)
+        assert not any('parametrizations' in name for name in model.state_dict())
+
+    def test_checkpoint_of_a_deployed_model(self, calm):
+        model = calm(small()).eval()
+        model.switch_to_deploy()
+        model.switch_to_deploy()
+        other = small(deploy=True).eval()
+        other.load_state_dict(model.state_dict(), strict=True)
+        image = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            for a, b in zip(other(image), model(image)):
+                assert torch.equal(a, b)
