@@ -14,7 +14,7 @@ check_versions()
 stand_in_for_missing_ops()
 allow_mmengine_checkpoints()
 
-from . import checkpoints, deq, engine, models  # noqa: E402
+from . import checkpoints, deq, engine, evaluation, models  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['__version__', 'checkpoints', 'deq', 'engine', 'models']
+__all__ = ['__version__', 'checkpoints', 'deq', 'engine', 'evaluation', 'models']

@@ -9,8 +9,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
 
 import mdeq_mm  # noqa: F401  before mmseg, which needs its stand-in for compiled ops
+from mdeq_mm.models import MDEQ
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,3 +100,101 @@ def saved_bytes():
         result.total = sum(storage.nbytes() for storage in storages.values())
 
     return count
+
+
+@DATASETS.register_module(force=True)
+class Images(Dataset):
+    """Random images whose augmentation draws from numpy's and torch's generators."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        image = torch.rand(3, 16, 16, generator=generator)
+        return image * np.random.rand() + 0.1 * torch.rand(1), index % 3
+
+
+@MODELS.register_module(force=True)
+class Classifier(BaseModel):
+    def __init__(self, **kwargs):
+        super().__init__()
+        arch = dict(channels=(8, 8), num_groups=2, expansion=1)
+        solver = dict(type='BroydenSolver', max_evals=6)
+        self.backbone = MDEQ(
+            arch=arch,
+            num_layers=2,
+            forward_solver=solver,
+            gradient=dict(type='ImplicitGradient', solver=solver),
+            **kwargs,
+        )
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images, labels, mode='tensor'):
+        features = self.backbone(images)[0].mean(dim=(2, 3))
+        loss = nn.functional.cross_entropy(self.fc(self.dropout(features)), labels)
+        return dict(loss=loss) if mode == 'loss' else [loss]
+
+
+@METRICS.register_module(force=True)
+class RandomMetric(BaseMetric):
+    """Draws a random number, as a validation may."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(torch.rand(1).item())
+
+    def compute_metrics(self, results):
+        return dict(mean=sum(results) / len(results))
+
+
+OPTIM_WRAPPER = dict(optimizer=dict(type='SGD', lr=0.1))
+
+
+@pytest.fixture
+def make_runner(tmp_path):
+    """Makes a runner around a tiny MDEQ, epoch- or iteration-based."""
+    count = 0
+
+    def make(hooks, by_epoch=False, length=6, model=None, workers=0, **kwargs):
+        nonlocal count
+        count += 1
+        loader = dict(
+            batch_size=4,
+            num_workers=workers,
+            dataset=dict(type='Images'),
+            sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler'),
+            collate_fn=dict(type='default_collate'),
+        )
+        val_loader = dict(loader, sampler=dict(type='DefaultSampler', shuffle=False))
+        kind, unit = (
+            ('EpochBasedTrainLoop', 'epochs')
+            if by_epoch
+            else ('IterBasedTrainLoop', 'iters')
+        )
+        interval = 1 if by_epoch else 3
+        return Runner(
+            model=model or dict(type='Classifier', dropout=0.2),
+            work_dir=str(tmp_path / 'work_dir'),
+            train_dataloader=loader,
+            val_dataloader=val_loader,
+            train_cfg={'type': kind, f'max_{unit}': length, 'val_interval': interval},
+            val_cfg=dict(),
+            optim_wrapper=kwargs.pop('optim_wrapper', OPTIM_WRAPPER),
+            val_evaluator=kwargs.pop('val_evaluator', dict(type='RandomMetric')),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=kwargs.pop('log_interval', 1)),
+                checkpoint=dict(
+                    type='CheckpointHook', interval=interval, by_epoch=by_epoch
+                ),
+            ),
+            custom_hooks=hooks,
+            log_processor=dict(by_epoch=by_epoch),
+            randomness=dict(seed=3),
+            experiment_name=f'test-{tmp_path.name}-{count}',
+            default_scope='mmengine',
+            log_level='WARNING',
+            **kwargs,
+        )
+
+    return make

@@ -1,3 +1,3 @@
-from .hooks import ImplicitGradientHook, RandomStateHook
+from .hooks import ImplicitGradientHook, JacobianRegularizationHook, RandomStateHook
 
-__all__ = ['ImplicitGradientHook', 'RandomStateHook']
+__all__ = ['ImplicitGradientHook', 'JacobianRegularizationHook', 'RandomStateHook']

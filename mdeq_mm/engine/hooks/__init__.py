@@ -1,4 +1,5 @@
 from .implicit_gradient_hook import ImplicitGradientHook
+from .jacobian_regularization_hook import JacobianRegularizationHook
 from .random_state_hook import RandomStateHook
 
-__all__ = ['ImplicitGradientHook', 'RandomStateHook']
+__all__ = ['ImplicitGradientHook', 'JacobianRegularizationHook', 'RandomStateHook']

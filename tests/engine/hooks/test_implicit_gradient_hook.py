@@ -4,16 +4,24 @@ import logging
 import pytest
 import torch
 from mmengine.model import BaseModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from mdeq_mm.deq import Solution
 from mdeq_mm.engine import ImplicitGradientHook
+from mdeq_mm.engine.hooks import implicit_gradient_hook as hook_module
 
 NAMES = {
-    'forward_evals',
-    'forward_residual',
-    'forward_converged',
-    'backward_evals',
-    'backward_residual',
+    f'{solve}_{name}'
+    for solve in ('forward', 'backward')
+    for name in (
+        'evals',
+        'evals_max',
+        'residual',
+        'residual_max',
+        'converged',
+        'breakdown',
+    )
 }
 
 
@@ -76,7 +84,139 @@ class TestImplicitGradientHook:
         for name, part in (('forward', solution), ('backward', solution.adjoint)):
             n_evals, residual = part.n_evals.float().mean(), part.residual.mean()
             assert log[f'{name}_evals'] == pytest.approx(n_evals.item())
+            assert log[f'{name}_evals_max'] == part.n_evals.max()
             assert log[f'{name}_residual'] == pytest.approx(residual.item())
+            assert log[f'{name}_residual_max'] == part.residual.max()
+            assert log[f'{name}_converged'] == part.converged.float().mean()
+            assert log[f'{name}_breakdown'] == 0
+
+    def test_statistics_of_iterations_that_are_not_logged(self, make_runner):
+        runner = make_runner(
+            [dict(type='ImplicitGradientHook')], length=6, log_interval=3
+        )
+        means, maxima = [], []
+
+        def observe(layer, args, output):
+            if layer.training:
+                means.append(output[1].residual.mean().item())
+                maxima.append(output[1].residual.max().item())
+
+        runner.model.backbone.equilibrium.register_forward_hook(observe)
+        runner.train()
+        log = scalars(runner)
+        assert set(log) == {3, 6}
+        for step in (3, 6):
+            window = slice(step - 3, step)
+            mean = sum(means[window]) / 3
+            assert log[step]['forward_residual'] == pytest.approx(mean)
+            assert log[step]['forward_residual_max'] == pytest.approx(
+                max(maxima[window])
+            )
+
+    def test_nothing_is_transferred_in_between(self, make_runner, monkeypatch):
+        runner = make_runner(
+            [dict(type='ImplicitGradientHook')], length=6, log_interval=3
+        )
+        transfers = []
+        take = hook_module._Statistics.take
+
+        def count(statistics):
+            transfers.append(statistics.name)
+            return take(statistics)
+
+        monkeypatch.setattr(hook_module._Statistics, 'take', count)
+        runner.train()
+        assert transfers == ['forward', 'backward'] * 2
+
+    def test_tensorboard_and_json_hold_the_statistics(self, make_runner, tmp_path):
+        runner = make_runner(
+            [dict(type='ImplicitGradientHook')],
+            visualizer=dict(
+                type='Visualizer',
+                vis_backends=[
+                    dict(type='LocalVisBackend'),
+                    dict(type='TensorboardVisBackend'),
+                ],
+                name=f'tensorboard-{tmp_path.name}',
+            ),
+        )
+        runner.train()
+        runner.visualizer.close()
+        events = EventAccumulator(f'{runner._log_dir}/vis_data')
+        events.Reload()
+        assert set(events.Tags()['scalars']) >= NAMES
+        log = scalars(runner)
+        for name in NAMES:
+            for event in events.Scalars(name):
+                assert event.value == pytest.approx(log[event.step][name])
+
+    def test_pretraining_in_epochs(self, make_runner):
+        runner = make_runner(
+            [dict(type='ImplicitGradientHook', pretrain_epochs=1)],
+            by_epoch=True,
+            length=2,
+        )
+        spy = Spy(runner)
+        runner.train()
+        assert spy.train == [True] * 3 + [False] * 3
+
+    def test_phases(self, make_runner, tmp_path):
+        phantom = dict(type='PhantomGradient', steps=1)
+        loose = dict(type='PicardSolver', max_evals=2)
+        hooks = [
+            dict(
+                type='ImplicitGradientHook',
+                pretrain_iters=1,
+                phases=[
+                    dict(begin=2, gradient=phantom, forward_solver=loose),
+                    dict(begin=4),
+                ],
+            )
+        ]
+        runner = make_runner(hooks)
+        used = []
+
+        def note(layer, solve):
+            names = type(layer.solver).__name__, type(layer.gradient).__name__
+            used.append((layer.training, *names))
+
+        runner.model.backbone.equilibrium.register_solve_hook(note)
+        runner.train()
+        configured = ('BroydenSolver', 'ImplicitGradient')
+        second = ('PicardSolver', 'PhantomGradient')
+        trained = [names[1:] for names in used if names[0]]
+        assert trained == [configured] * 2 + [second] * 2 + [configured] * 2
+        # Validation after iteration 3 is in the phase of that iteration.
+        assert [n[1:] for n in used if not n[0]] == [second] * 3 + [configured] * 3
+
+        other = make_runner(hooks, load_from=str(tmp_path / 'work_dir' / 'iter_3.pth'))
+        other.val()
+        assert other.model.backbone.equilibrium.solver.max_evals == 2
+
+    def test_missed_equilibrium_is_said_once(self, make_runner, caplog):
+        for limit, times in ((0.05, 1), (None, 0)):
+            runner = make_runner(
+                [dict(type='ImplicitGradientHook', warn_residual=limit)]
+            )
+            runner.logger.addHandler(caplog.handler)
+            with caplog.at_level(logging.WARNING):
+                runner.train()
+            said = [r for r in caplog.records if 'not reached' in r.getMessage()]
+            assert len(said) == times
+            caplog.clear()
+
+    @pytest.mark.parametrize('scale', [1.0, 50.0])
+    def test_residuals_are_judged_relative_to_the_state(self, scale):
+        state = torch.full((2, 4), scale)
+        solution = Solution.initial(state)
+        solution.residual = torch.full((2,), 0.2 * scale)
+        statistics = hook_module._Statistics('forward')
+        statistics.add([(solution, 'abs')])
+        values = statistics.take()
+        assert values['relative_residual'] == pytest.approx(0.1, rel=1e-5)
+        solution.residual = torch.full((2,), 0.3)
+        statistics.add([(solution, 'rel')])
+        assert statistics.take()['relative_residual'] == pytest.approx(0.3)
 
     def test_mode_belongs_to_the_checkpoint(self, make_runner, tmp_path):
         runner = make_runner([dict(type='ImplicitGradientHook', pretrain_iters=4)])
@@ -118,8 +258,8 @@ class TestImplicitGradientHook:
             runner.train()
         said = [r.getMessage() for r in caplog.records if 'NaN' in r.getMessage()]
         assert len(said) == 1
-        assert '1 of 4 samples' in said[0]
-        assert 'iteration 1' in said[0]
+        assert 'forward solve' in said[0]
+        assert '100 % of the iterations up to 1 ' in said[0]
         assert 'nan' not in json.dumps(scalars(runner)[1]['forward_residual']).lower()
 
     def test_model_without_equilibrium(self, make_runner):
@@ -139,3 +279,29 @@ class TestImplicitGradientHook:
     def test_wrong_pretrain_iters(self, value):
         with pytest.raises(ValueError, match=f'pretrain_iters must .* got {value}'):
             ImplicitGradientHook(pretrain_iters=value)
+
+    def test_one_length_of_pretraining(self):
+        with pytest.raises(ValueError, match='at most one .* got 5 and 2'):
+            ImplicitGradientHook(pretrain_iters=5, pretrain_epochs=2)
+
+    def test_wrong_warn_residual(self):
+        with pytest.raises(ValueError, match='warn_residual must .* got 0'):
+            ImplicitGradientHook(warn_residual=0)
+
+    @pytest.mark.parametrize(
+        ('phases', 'error', 'match'),
+        [
+            ([dict(gradient=dict())], TypeError, "key 'begin'"),
+            ([dict(begin=0, solver=dict())], TypeError, "'solver'"),
+            ([dict(begin=-1)], ValueError, 'begin must .* got -1'),
+            ([dict(begin=3), dict(begin=3)], ValueError, r'one after .* \[3, 3\]'),
+            (
+                [dict(begin=0, gradient=dict(type='Nothing'))],
+                ValueError,
+                "phases.gradient: unknown .*'Nothing'",
+            ),
+        ],
+    )
+    def test_wrong_phases(self, phases, error, match):
+        with pytest.raises(error, match=match):
+            ImplicitGradientHook(phases=phases)

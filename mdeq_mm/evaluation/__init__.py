@@ -1,0 +1,3 @@
+from .metrics import EquilibriumMetric, SolverStatistics, SpectralRadius
+
+__all__ = ['EquilibriumMetric', 'SolverStatistics', 'SpectralRadius']
