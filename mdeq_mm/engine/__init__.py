@@ -1,3 +1,13 @@
-from .hooks import ImplicitGradientHook, JacobianRegularizationHook, RandomStateHook
+from .hooks import (
+    ImplicitGradientHook,
+    JacobianRegularizationHook,
+    RandomStateHook,
+    TrajectorySupervisionHook,
+)
 
-__all__ = ['ImplicitGradientHook', 'JacobianRegularizationHook', 'RandomStateHook']
+__all__ = [
+    'ImplicitGradientHook',
+    'JacobianRegularizationHook',
+    'RandomStateHook',
+    'TrajectorySupervisionHook',
+]

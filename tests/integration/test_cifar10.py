@@ -2,8 +2,13 @@
 
 import lzma
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+import torch
 
 CONFIG = 'classification/mdeq-tiny_2xb64_cifar10.py'
 
@@ -52,3 +57,66 @@ def test_train_and_evaluate(run, root, cifar10, tmp_path, scalars):
         cwd=cifar10,
     )
     assert 'accuracy/top1' in output
+
+
+# The regularised schedule in miniature: 20 shallow iterations, 20 at the equilibrium.
+MINIATURE = """
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=40)
+train_dataloader = dict(
+    batch_size=8, sampler=dict(type='InfiniteSampler', shuffle=True)
+)
+val_cfg, val_dataloader, val_evaluator = None, None, None
+default_hooks = dict(
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5),
+    logger=dict(interval=1),
+)
+log_processor = dict(by_epoch=False)
+custom_hooks = [
+    dict(type='ImplicitGradientHook', pretrain_iters=20),
+    dict(
+        type='JacobianRegularizationHook',
+        weight=0.4,
+        freq=0.6,
+        pretrain_weight=0.03,
+        max_evals_delta=2,
+    ),
+    dict(type='RandomStateHook'),
+]
+randomness = dict(seed=0)
+"""
+
+
+@pytest.mark.slow
+def test_regularised_schedule_is_resumed(
+    run, root, environment, config, cifar10, tmp_path, scalars
+):
+    path = config(CONFIG, MINIATURE)
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    run('train.py', path, '--work-dir', whole, cwd=cifar10)
+    records = [record for record in scalars(whole) if 'loss' in record]
+    assert len(records) == 40
+    assert not any('forward_evals' in record for record in records[:20])
+    assert all('forward_evals' in record for record in records[20:])
+    assert 'loss_jacobian' in records[19]
+
+    command = [sys.executable, root / 'tools/train.py', path, '--work-dir', killed]
+    with (tmp_path / 'log').open('w') as log:
+        process = subprocess.Popen(
+            command, cwd=cifar10, env=environment, stdout=log, stderr=log
+        )
+    deadline = time.monotonic() + 300
+    last = killed / 'last_checkpoint'
+    while not (last.exists() and 'iter_25' in last.read_text()):
+        assert process.poll() is None, (tmp_path / 'log').read_text()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    output = run('train.py', path, '--work-dir', killed, '--resume', cwd=cifar10)
+    assert 'resumed epoch: 0, iter: 25' in output
+    expected, actual = (
+        torch.load(folder / 'iter_40.pth', map_location='cpu')['state_dict']
+        for folder in (whole, killed)
+    )
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name

@@ -1,6 +1,7 @@
 """Two processes on CPU, started by the shell scripts."""
 
 import socket
+import subprocess
 
 import pytest
 import torch
@@ -124,6 +125,116 @@ def test_resumed_with_two_processes(run, config, workplace, tmp_path):
     expected, actual = (state_of(folder / 'iter_6.pth') for folder in (whole, resumed))
     for name in expected:
         assert torch.equal(actual[name], expected[name]), name
+
+
+ONE_RANK_AT_ONCE = """
+import os
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mdeq_mm.deq import EquilibriumLayer
+
+
+@HOOKS.register_module()
+class OneRankAtOnce(Hook):
+    def before_train(self, runner):
+        for module in runner.model.modules():
+            if isinstance(module, EquilibriumLayer) and get_rank() == 1:
+                module.solver.tol = 1e9
+                if hasattr(module.gradient, 'solver'):
+                    module.gradient.solver.tol = 1e9
+
+    def after_train(self, runner):
+        state = runner.model.module.state_dict()
+        torch.save(state, Path(runner.work_dir, f'rank_{get_rank()}.pth'))
+"""
+FINEST_ALONE = """
+custom_imports = dict(imports=['one_rank_at_once', 'mdeq_mm'])
+model = dict(
+    backbone=dict(out_indices=(0,), gradient={gradient}),
+    neck=dict(_delete_=True, type='GlobalAveragePooling'),
+    head=dict(in_channels=24),
+)
+custom_hooks = [
+    dict(type='ImplicitGradientHook', pretrain_iters={pretrain_iters}),
+    # At the state zero, where one rank stops, the norms make the Jacobian enormous.
+    dict(
+        type='JacobianRegularizationHook',
+        weight=1e-6,
+        pretrain_weight=1e-6,
+        freq=0.5,
+    ),
+    dict(type='OneRankAtOnce'),
+]
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+"""
+IMPLICIT = "dict(type='ImplicitGradient')"
+PHANTOM = "dict(_delete_=True, type='PhantomGradient', steps={steps})"
+
+
+@pytest.mark.parametrize(
+    ('gradient', 'pretrain_iters'),
+    [
+        pytest.param(IMPLICIT, 0, id='implicit'),
+        pytest.param(PHANTOM.format(steps=2), 0, id='phantom'),
+        pytest.param(PHANTOM.format(steps=1), 0, id='jacobian-free'),
+        pytest.param(IMPLICIT, 100, id='shallow'),
+    ],
+)
+def test_ranks_with_unequal_work(
+    run, config, workplace, tmp_path, gradient, pretrain_iters
+):
+    """A head on the finest branch alone, and a rank whose solves end at once."""
+    (tmp_path / 'one_rank_at_once.py').write_text(ONE_RANK_AT_ONCE)
+    settings = dict(
+        DEFAULTS, iters=5, batch_size=4, pretrain_iters=0, diff_rank_seed=True
+    )
+    text = FINEST_ALONE.format(gradient=gradient, pretrain_iters=pretrain_iters)
+    # The neck of the other tests is replaced as a whole.
+    base = TEXT.format(**settings).split('    neck=[')[0] + ')\n'
+    base += 'train_dataloader' + TEXT.format(**settings).split('train_dataloader')[1]
+    path = config(BASE, base + text)
+    run(
+        *('dist_train.sh', path, 2, '--work-dir', tmp_path / 'run'),
+        cwd=workplace,
+        timeout=180,
+        PORT=free_port(),
+        PYTHONPATH=str(tmp_path),
+    )
+    first, second = (torch.load(tmp_path / f'run/rank_{rank}.pth') for rank in (0, 1))
+    assert first.keys() == second.keys()
+    for name in first:
+        if 'running_' not in name:
+            assert first[name].isfinite().all(), name
+            assert torch.equal(first[name], second[name]), name
+
+
+def test_two_nodes(run, root, environment, config, workplace, tmp_path):
+    """Two launchers that only meet at a port, as on two machines."""
+    path = config(BASE, TEXT.format(batch_size=4, **DEFAULTS))
+    port = free_port()
+    command = ['bash', root / 'tools/dist_train.sh', path, '1', '--work-dir']
+    nodes = []
+    for rank in (0, 1):
+        variables = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1')
+        nodes.append(
+            subprocess.Popen(
+                [*map(str, command), str(tmp_path / f'node_{rank}')],
+                cwd=workplace,
+                env={**environment, **variables, 'PORT': port},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs = [node.communicate(timeout=180)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs[0][-3000:]
+    assert (tmp_path / 'node_0/iter_3.pth').exists()
+    assert not (tmp_path / 'node_1/iter_3.pth').exists()
 
 
 def test_other_launchers_need_a_gpu(run, root, workplace, tmp_path):

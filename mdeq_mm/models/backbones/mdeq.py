@@ -6,7 +6,8 @@ https://arxiv.org/abs/2006.08656.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Optional, Union
 
 from mmcv.cnn import ConvModule
@@ -175,6 +176,7 @@ class MDEQ(BaseModule):
                 ConvModule(channels[0], channels[0], 1, **conv_kwargs)
             )
         self.equilibrium = EquilibriumLayer(cell, forward_solver, gradient, num_layers)
+        self._replayed: Optional[Sequence[Tensor]] = None
         self._freeze_stages()
         if deploy:
             self.switch_to_deploy()
@@ -219,6 +221,8 @@ class MDEQ(BaseModule):
         Raises:
             ValueError: If ``x`` has another shape or is too small.
         """
+        if self._replayed is not None:
+            return tuple(self._replayed[index] for index in self.out_indices)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'MDEQ takes images of shape (B, {self.in_channels}, H, W), '
@@ -241,6 +245,22 @@ class MDEQ(BaseModule):
             injections.append(zero.expand(len(x), channels, height, width))
         features, _ = self.equilibrium(injections)
         return tuple(features[index] for index in self.out_indices)
+
+    @contextmanager
+    def replay(self, features: Sequence[Tensor]) -> Iterator[None]:
+        """Lets the backbone return given features while the context lasts.
+
+        What stands behind the backbone can so be applied to other states than the
+        equilibrium, as :class:`TrajectorySupervisionHook` does.
+
+        Args:
+            features (Sequence[Tensor]): One map a branch, ``(B, C_i, H_i, W_i)``.
+        """
+        self._replayed = features
+        try:
+            yield
+        finally:
+            self._replayed = None
 
     def switch_to_deploy(self) -> None:
         """Folds weight normalisation into plain weights, for inference.

@@ -15,14 +15,6 @@ def scalars(runner):
     return {record['step']: record for record in records if 'lr' in record}
 
 
-def regularised(runner):
-    """The iterations, counted from 1, in which the loss was in the log anew."""
-    return {
-        step: value
-        for value, step in runner.message_hub.get_scalar('train/loss_jacobian').data
-    }
-
-
 class Losses:
     """Notes the losses a model returns."""
 

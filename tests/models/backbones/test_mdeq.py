@@ -340,3 +340,12 @@ class TestDeploy:
         with torch.no_grad():
             for a, b in zip(other(image), model(image)):
                 assert torch.equal(a, b)
+
+
+def test_replay(calm):
+    model = calm(small(out_indices=(1,)))
+    features = [torch.rand(1, 8, 16, 16), torch.rand(1, 16, 8, 8)]
+    with model.replay(features):
+        (output,) = model(torch.rand(1, 3, 64, 64))
+    assert output is features[1]
+    assert model(torch.rand(1, 3, 64, 64))[0] is not features[1]
