@@ -165,6 +165,18 @@ class TestClassifier:
         assert 'convergence.png written' in output
         assert cv2.imread(str(tmp_path / 'plots/convergence.png')).shape[2] == 3
 
+    def test_comparison_of_gradients(self, run, classifier, workplace):
+        output = run('analysis_tools/compare_gradients.py', *classifier, cwd=workplace)
+        rows = [line.rsplit(maxsplit=4) for line in output.splitlines()]
+        table = {row[0]: [float(value) for value in row[1:]] for row in rows[-5:]}
+        evals, products, saved, cosine = table['as configured']
+        assert evals == table['Jacobian-free'][0] <= 19  # a budget of 18, and one more
+        assert 1 <= products <= 20
+        assert saved == table['Jacobian-free'][2]
+        assert cosine > 0.95
+        assert cosine > max(row[3] for name, row in table.items() if 'phantom' in name)
+        assert table['unrolled 18 times'][2] > 5 * saved
+
 
 class TestSegmentor:
     def test_log(self, segmentor, scalars):
