@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Optional
 
-import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ...deq import (
     EquilibriumGradient,
     EquilibriumLayer,
     FixedPointSolver,
     Solution,
-    SolveStatus,
 )
 from ...deq.builder import build
 from ...evaluation import EquilibriumMetric
+from .statistics_sum import StatisticsSum
 
 
 @HOOKS.register_module()
@@ -115,8 +114,8 @@ class ImplicitGradientHook(Hook):
             raise ValueError(f'phases must begin one after the other, got {begins}')
         self._configured: list[tuple[FixedPointSolver, EquilibriumGradient]] = []
         self._solutions: list[tuple[Solution, str]] = []
-        self._forward = _Statistics('forward')
-        self._backward = _Statistics('backward')
+        self._forward = StatisticsSum('forward')
+        self._backward = StatisticsSum('backward')
         self._said: set[str] = set()
 
     def before_run(self, runner: Runner) -> None:
@@ -307,65 +306,3 @@ def _is_logged(runner: Runner, batch_idx: int) -> bool:
         ):
             return True
     return False
-
-
-class _Statistics:
-    """Sums over solves, kept on the device until they are wanted."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.n_steps = 0
-        self._sums: Optional[Tensor] = None
-        self._maxima: Optional[Tensor] = None
-
-    def add(self, solves: Sequence[tuple[Solution, str]]) -> None:
-        """Adds the solves of one iteration, each with its stop mode."""
-        solutions = [solution for solution, _ in solves]
-        n_evals = torch.cat([s.n_evals for s in solutions]).float()
-        residual = torch.cat([s.residual for s in solutions]).float()
-        status = torch.cat([s.status for s in solutions])
-        norm = torch.cat(
-            [
-                torch.linalg.vector_norm(s.state, dim=1)
-                if mode == 'abs'
-                else torch.ones_like(s.residual)
-                for s, mode in solves
-            ]
-        )
-        finite = residual.isfinite()
-        residual = residual.where(finite, residual.new_zeros(()))
-        sums = torch.stack(
-            [
-                torch.ones_like(residual).sum(),
-                n_evals.sum(),
-                finite.float().sum(),
-                residual.sum(),
-                (residual / (norm.float() + 1e-8)).sum(),
-                (status == SolveStatus.CONVERGED).float().sum(),
-                (status == SolveStatus.BROKEN_DOWN).any().float(),
-            ]
-        )
-        maxima = torch.stack([n_evals.max(), residual.max()])
-        if self.n_steps:
-            sums = sums + self._sums
-            maxima = torch.maximum(maxima, self._maxima)
-        self._sums, self._maxima = sums, maxima
-        self.n_steps += 1
-
-    def take(self) -> dict[str, float]:
-        """Returns the statistics, in one transfer from the device, and starts anew."""
-        samples, evals, finite, residual, relative, converged, broken, *maxima = (
-            torch.cat([self._sums, self._maxima]).tolist()
-        )
-        finite = max(finite, 1)
-        values = dict(
-            evals=evals / samples,
-            evals_max=maxima[0],
-            residual=residual / finite,
-            residual_max=maxima[1],
-            relative_residual=relative / finite,
-            converged=converged / samples,
-            breakdown=broken / self.n_steps,
-        )
-        self.n_steps = 0
-        return values

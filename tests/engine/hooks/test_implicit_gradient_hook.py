@@ -7,9 +7,8 @@ from mmengine.model import BaseModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from mdeq_mm.deq import Solution
 from mdeq_mm.engine import ImplicitGradientHook
-from mdeq_mm.engine.hooks import implicit_gradient_hook as hook_module
+from mdeq_mm.engine.hooks.statistics_sum import StatisticsSum
 
 NAMES = {
     f'{solve}_{name}'
@@ -118,13 +117,13 @@ class TestImplicitGradientHook:
             [dict(type='ImplicitGradientHook')], length=6, log_interval=3
         )
         transfers = []
-        take = hook_module._Statistics.take
+        take = StatisticsSum.take
 
         def count(statistics):
             transfers.append(statistics.name)
             return take(statistics)
 
-        monkeypatch.setattr(hook_module._Statistics, 'take', count)
+        monkeypatch.setattr(StatisticsSum, 'take', count)
         runner.train()
         assert transfers == ['forward', 'backward'] * 2
 
@@ -204,19 +203,6 @@ class TestImplicitGradientHook:
             said = [r for r in caplog.records if 'not reached' in r.getMessage()]
             assert len(said) == times
             caplog.clear()
-
-    @pytest.mark.parametrize('scale', [1.0, 50.0])
-    def test_residuals_are_judged_relative_to_the_state(self, scale):
-        state = torch.full((2, 4), scale)
-        solution = Solution.initial(state)
-        solution.residual = torch.full((2,), 0.2 * scale)
-        statistics = hook_module._Statistics('forward')
-        statistics.add([(solution, 'abs')])
-        values = statistics.take()
-        assert values['relative_residual'] == pytest.approx(0.1, rel=1e-5)
-        solution.residual = torch.full((2,), 0.3)
-        statistics.add([(solution, 'rel')])
-        assert statistics.take()['relative_residual'] == pytest.approx(0.3)
 
     def test_mode_belongs_to_the_checkpoint(self, make_runner, tmp_path):
         runner = make_runner([dict(type='ImplicitGradientHook', pretrain_iters=4)])

@@ -1,40 +1,31 @@
-import json
-
 import pytest
+from mmengine.hooks import Hook
 
 from mdeq_mm.deq import squared_frobenius_norm
 from mdeq_mm.engine import JacobianRegularizationHook
-from mdeq_mm.engine.hooks.implicit_gradient_hook import equilibrium_layers
+from mdeq_mm.engine.hooks import jacobian_regularization_hook
 
 
-def scalars(runner):
-    """The JSON log, a dict for each logged iteration."""
-    path = f'{runner._log_dir}/vis_data/{runner.timestamp}.json'
-    with open(path) as file:
-        records = [json.loads(line) for line in file]
-    return {record['step']: record for record in records if 'lr' in record}
+class Note(Hook):
+    """Notes the budget at the start of each iteration, and the losses after it."""
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self.losses, self.budgets = [], []
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        self.budgets.append(runner.model.backbone.equilibrium.solver.max_evals)
+
+    def after_train_iter(self, runner, batch_idx, data_batch, outputs):
+        self.losses.append(outputs)
 
 
-class Losses:
-    """Notes the losses a model returns."""
-
-    def __init__(self, runner):
-        self.all = []
-        self.budgets = []
-        runner.register_hook(self.Hook(self), priority='LOWEST')
-
-    def Hook(self, losses):
-        from mmengine.hooks import Hook
-
-        class Note(Hook):
-            def before_train_iter(self, runner, *args, **kwargs):
-                (layer,) = equilibrium_layers(runner.model)
-                losses.budgets.append(layer.solver.max_evals)
-
-            def after_train_iter(self, runner, batch_idx, data_batch, outputs):
-                losses.all.append(outputs)
-
-        return Note()
+def train(runner):
+    note = Note()
+    runner.register_hook(note)
+    runner.train()
+    return note
 
 
 def jacobian(weight=0.5, **kwargs):
@@ -44,13 +35,13 @@ def jacobian(weight=0.5, **kwargs):
 class TestJacobianRegularizationHook:
     def test_loss_is_added(self, make_runner):
         runner = make_runner([dict(type='ImplicitGradientHook'), jacobian()])
-        losses = Losses(runner)
-        runner.train()
-        for outputs in losses.all:
+        note = train(runner)
+        for outputs in note.losses:
             assert outputs['loss_jacobian'] > 0
             total = outputs['loss'] - outputs['loss_jacobian']
             assert 0 < total < outputs['loss']
-        assert scalars(runner)[6]['loss_jacobian'] > 0
+        logged, _ = runner.message_hub.get_scalar('train/loss_jacobian').data
+        assert len(logged) == 6
 
     def test_norm_falls(self, make_runner):
         ends = []
@@ -73,12 +64,12 @@ class TestJacobianRegularizationHook:
 
     def test_weights_of_the_phases(self, make_runner, monkeypatch):
         # With a constant norm the loss shows the weight.
-        from mdeq_mm.engine.hooks import jacobian_regularization_hook as module
-
         def constant(fz, z, num_vectors, create_graph):
             return fz.sum(1) * 0 + z.shape[1]
 
-        monkeypatch.setattr(module, 'squared_frobenius_norm', constant)
+        monkeypatch.setattr(
+            jacobian_regularization_hook, 'squared_frobenius_norm', constant
+        )
         runner = make_runner(
             [
                 dict(type='ImplicitGradientHook', pretrain_iters=2),
@@ -86,9 +77,8 @@ class TestJacobianRegularizationHook:
             ],
             length=7,
         )
-        losses = Losses(runner)
-        runner.train()
-        weights = [outputs['loss_jacobian'].item() for outputs in losses.all]
+        note = train(runner)
+        weights = [outputs['loss_jacobian'].item() for outputs in note.losses]
         expected = [0.03, 0.03, 0.5, 0.5, 0.6, 0.6, 0.7]
         assert weights == pytest.approx(expected, rel=1e-5)
 
@@ -97,9 +87,8 @@ class TestJacobianRegularizationHook:
 
         def chosen(**kwargs):
             runner = make_runner(hooks, length=kwargs.pop('length', 12), **kwargs)
-            losses = Losses(runner)
-            runner.train()
-            return ['loss_jacobian' in outputs for outputs in losses.all]
+            note = train(runner)
+            return ['loss_jacobian' in outputs for outputs in note.losses]
 
         whole = chosen()
         assert 2 <= sum(whole) <= 10
@@ -115,9 +104,8 @@ class TestJacobianRegularizationHook:
                 optimizer=dict(type='SGD', lr=0.01), accumulative_counts=3
             ),
         )
-        losses = Losses(runner)
-        runner.train()
-        chosen = ['loss_jacobian' in outputs for outputs in losses.all]
+        note = train(runner)
+        chosen = ['loss_jacobian' in outputs for outputs in note.losses]
         groups = [chosen[i : i + 3] for i in range(0, 24, 3)]
         assert all(len(set(group)) == 1 for group in groups)
         assert {True, False} <= set(chosen)
@@ -128,9 +116,8 @@ class TestJacobianRegularizationHook:
             by_epoch=True,
             length=2,
         )
-        losses = Losses(runner)
-        runner.train()
-        chosen = ['loss_jacobian' in outputs for outputs in losses.all]
+        note = train(runner)
+        chosen = ['loss_jacobian' in outputs for outputs in note.losses]
         assert chosen == [True] * 3 + [False] * 3
 
     def test_budget_is_shifted_and_restored(self, make_runner):
@@ -141,10 +128,9 @@ class TestJacobianRegularizationHook:
             ],
             length=20,
         )
-        losses = Losses(runner)
-        runner.train()
-        assert losses.budgets[:2] == [6, 6]
-        assert set(losses.budgets[2:]) == {4, 5, 6, 7}
+        note = train(runner)
+        assert note.budgets[:2] == [6, 6]
+        assert set(note.budgets[2:]) == {4, 5, 6, 7}
         assert runner.model.backbone.equilibrium.solver.max_evals == 6
 
     @pytest.mark.parametrize(
