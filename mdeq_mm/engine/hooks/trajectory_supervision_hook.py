@@ -83,7 +83,7 @@ class TrajectorySupervisionHook(Hook):
         self.supervise = None if supervise is None else tuple(supervise)
         self.n_states = n_states
         self.weights = weights
-        self._features: dict[int, tuple[Tensor, ...]] = {}
+        self._weight_of: dict[int, float] = {}
 
     def _evaluations(self, layer: EquilibriumLayer) -> tuple[int, ...]:
         if self.supervise is not None:
@@ -96,15 +96,16 @@ class TrajectorySupervisionHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Registers what keeps the iterates and what adds the loss."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _unwrapped(runner.model)
         backbone = getattr(model, 'backbone', None)
         if not isinstance(backbone, MDEQ):
             raise ValueError(
                 'TrajectorySupervisionHook needs a model whose backbone is an MDEQ, '
                 f'got {type(backbone).__name__}'
             )
-        features = self._features
+        # Plain functions: bound methods would be deep-copied along with the model.
         weight_of = self._weight_of
+        features: dict[int, tuple[Tensor, ...]] = {}
 
         def keep(layer: EquilibriumLayer, solve: Solve) -> None:
             features.clear()
@@ -122,26 +123,21 @@ class TrajectorySupervisionHook(Hook):
             for number, states in features.items():
                 with backbone.replay(states):
                     losses = module.forward(*args, **kwargs)
-                total = (
-                    total
-                    + weight_of(backbone, number) * (module.parse_losses(losses)[0])
-                )
+                total = total + weight_of[number] * module.parse_losses(losses)[0]
             features.clear()
             return {**output, 'loss_trajectory': total}
 
         backbone.equilibrium.register_solve_hook(keep)
         model.register_forward_hook(add_loss, with_kwargs=True)
 
-    def _weight_of(self, backbone: MDEQ, number: int) -> float:
-        evaluations = self._evaluations(backbone.equilibrium)
-        return sum(
-            weight
-            for evaluation, weight in zip(evaluations, self.weights)
-            if evaluation == number
-        )
-
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Asks for the iterates."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        layer = model.backbone.equilibrium
-        layer.keep = self._evaluations(layer)
+        layer = _unwrapped(runner.model).backbone.equilibrium
+        self._weight_of.clear()
+        for evaluation, weight in zip(self._evaluations(layer), self.weights):
+            self._weight_of[evaluation] = self._weight_of.get(evaluation, 0) + weight
+        layer.keep = tuple(self._weight_of)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
