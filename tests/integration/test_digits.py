@@ -19,6 +19,13 @@ STATISTICS = {
     'backward_residual',
 }
 
+# mmengine refuses mixed precision without an accelerator; what is behind that runs.
+AMP_ON_CPU = """
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+
+amp_optimizer_wrapper.is_cuda_available = lambda: True
+"""
+
 
 def digest(folder):
     result = hashlib.sha256()
@@ -119,6 +126,28 @@ class TestClassifier:
         phases = [set(r) >= STATISTICS for r in records if 'loss' in r]
         assert phases == sorted(phases)
         assert 0 < sum(phases) < len(phases)
+
+    def test_bfloat16_is_as_accurate(
+        self, run, classifier, config, workplace, tmp_path, scalars
+    ):
+        (tmp_path / 'amp_on_cpu.py').write_text(AMP_ON_CPU)
+        path = config(
+            CLASSIFIER,
+            "custom_imports = dict(imports=['amp_on_cpu', 'mdeq_mm'])\n"
+            "optim_wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')\n"
+            'train_cfg = dict(val_interval=12)\n',
+        )
+        work_dir = tmp_path / 'run'
+        run(
+            *('train.py', path, '--work-dir', work_dir),
+            cwd=workplace,
+            PYTHONPATH=str(tmp_path),
+        )
+        single, half = (
+            [r['accuracy/top1'] for r in scalars(folder) if 'accuracy/top1' in r][-1]
+            for folder in (classifier[1].parent, work_dir)
+        )
+        assert abs(half - single) <= 1.5
 
     def test_evaluation_of_the_checkpoint(
         self, run, classifier, workplace, tmp_path, scalars
