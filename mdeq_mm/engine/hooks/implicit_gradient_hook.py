@@ -13,13 +13,13 @@ from torch import nn
 
 from ...deq import (
     EquilibriumGradient,
-    EquilibriumLayer,
     FixedPointSolver,
     Solution,
 )
 from ...deq.builder import build
 from ...evaluation import EquilibriumMetric
 from .statistics_sum import StatisticsSum
+from .utils import equilibrium_layers
 
 
 @HOOKS.register_module()
@@ -126,7 +126,9 @@ class ImplicitGradientHook(Hook):
                 'ImplicitGradientHook needs a model with an EquilibriumLayer, such as '
                 f"backbone=dict(type='MDEQ'); {type(runner.model).__name__} has none"
             )
-        self._configured = [(layer.solver, layer.gradient) for layer in layers]
+        # A second run of the same runner may find those of a phase.
+        if not self._configured:
+            self._configured = [(layer.solver, layer.gradient) for layer in layers]
 
     def before_train(self, runner: Runner) -> None:
         """Starts to observe the solves."""
@@ -258,13 +260,6 @@ class ImplicitGradientHook(Hook):
         if self.META_KEY in meta and meta.get('iter'):
             # meta counts the iterations that are done; the last one decides.
             self._enter_phase(runner, meta['iter'] - 1)
-
-
-def equilibrium_layers(model: nn.Module) -> list[EquilibriumLayer]:
-    """Returns the equilibrium layers of a model."""
-    return [
-        module for module in model.modules() if isinstance(module, EquilibriumLayer)
-    ]
 
 
 def _build_phase(phase: dict) -> dict:

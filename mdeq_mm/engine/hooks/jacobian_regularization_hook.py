@@ -8,14 +8,14 @@ from typing import Any, Optional
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ...deq import EquilibriumLayer, squared_frobenius_norm
 from ...deq.layer import Solve
-from .implicit_gradient_hook import ImplicitGradientHook, equilibrium_layers
+from .implicit_gradient_hook import ImplicitGradientHook
+from .utils import equilibrium_layers, unwrapped
 
 
 @HOOKS.register_module()
@@ -103,7 +103,7 @@ class JacobianRegularizationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Registers what estimates the loss and what adds it to the others."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         layers = equilibrium_layers(model)
         if not layers:
             raise ValueError(

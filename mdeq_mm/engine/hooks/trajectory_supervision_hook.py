@@ -7,7 +7,6 @@ from typing import Any, Optional, Union
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ...deq import EquilibriumLayer
 from ...deq.layer import Solve
 from ...models import MDEQ
+from .utils import unwrapped
 
 
 @HOOKS.register_module()
@@ -96,7 +96,7 @@ class TrajectorySupervisionHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Registers what keeps the iterates and what adds the loss."""
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         backbone = getattr(model, 'backbone', None)
         if not isinstance(backbone, MDEQ):
             raise ValueError(
@@ -132,12 +132,8 @@ class TrajectorySupervisionHook(Hook):
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Asks for the iterates."""
-        layer = _unwrapped(runner.model).backbone.equilibrium
+        layer = unwrapped(runner.model).backbone.equilibrium
         self._weight_of.clear()
         for evaluation, weight in zip(self._evaluations(layer), self.weights):
             self._weight_of[evaluation] = self._weight_of.get(evaluation, 0) + weight
         layer.keep = tuple(self._weight_of)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
