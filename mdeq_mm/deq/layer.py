@@ -154,10 +154,13 @@ class EquilibriumLayer(nn.Module):
             return self.gradient.attach(f, Solution.initial(z0)), None
         keep = self.keep if self.training else ()
         solution = self.solver.solve(f, z0, keep=keep)
-        # The solver's history must not outlive the forward pass.
+        if differentiate:
+            # Casts of parameters that autocast cached in the solve have no graph.
+            torch.clear_autocast_cache()
+            state = self.gradient.attach(f, solution)
+        else:
+            state = solution.state
+        # The solver's history must not outlive the forward pass, unless the gradient
+        # holds on to it.
         solution.inverse_jacobian = None
-        if not differentiate:
-            return solution.state, solution
-        # Casts of parameters that autocast cached in the solve have no graph.
-        torch.clear_autocast_cache()
-        return self.gradient.attach(f, solution), solution
+        return state, solution

@@ -111,6 +111,16 @@ class TestEquilibriumLayer:
         _, solution = layer(INJECTIONS)
         assert solution.inverse_jacobian is None
 
+    def test_adjoint_from_the_inverse_of_the_forward_solve(self, layer):
+        gradients = []
+        for init in ImplicitGradient.INITS:
+            layer.gradient = ImplicitGradient(BroydenSolver(30, tol=1e-6), init=init)
+            features, solution = layer(INJECTIONS)
+            assert solution.inverse_jacobian is None
+            loss = sum(feature.sum() for feature in features)
+            gradients.append(torch.autograd.grad(loss, layer.cell.weight)[0])
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
     def test_hook_sees_the_solution(self, layer):
         seen = []
         layer.register_forward_hook(lambda module, args, output: seen.append(output[1]))

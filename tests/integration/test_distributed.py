@@ -213,6 +213,64 @@ def test_ranks_with_unequal_work(
             assert torch.equal(first[name], second[name]), name
 
 
+SHARDED_ON_CPU = """
+import torch
+from mmengine.model import MMFullyShardedDataParallel
+from mmengine.registry import MODEL_WRAPPERS
+
+
+@MODEL_WRAPPERS.register_module()
+class ShardedOnCpu(MMFullyShardedDataParallel):
+    # The strategy asks for a GPU.
+    def __init__(self, *args, device_id, **kwargs):
+        super().__init__(*args, device_id=torch.device('cpu'), **kwargs)
+"""
+FLEXIBLE = """
+custom_imports = dict(imports=['sharded_on_cpu', 'one_rank_at_once', 'mdeq_mm'])
+runner_type = 'FlexibleRunner'
+strategy = dict(type={strategy!r}, model_wrapper=dict({wrapper}))
+custom_hooks = [
+    dict(type='ImplicitGradientHook', pretrain_iters=2),
+    dict(type='OneRankAtOnce'),
+]
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
+# torch cannot gather a state dict on CPU.
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=100, save_last=False),
+    logger=dict(interval=1),
+)
+"""
+STRATEGIES = {
+    'DDPStrategy': "type='MMDistributedDataParallel', device_ids=None",
+    'FSDPStrategy': "type='ShardedOnCpu', use_orig_params=True",
+}
+
+
+def test_sharded_parameters(run, config, workplace, tmp_path, scalars):
+    """FSDP around the whole model trains as DDP does, also with unequal work."""
+    (tmp_path / 'sharded_on_cpu.py').write_text(SHARDED_ON_CPU)
+    (tmp_path / 'one_rank_at_once.py').write_text(
+        ONE_RANK_AT_ONCE.split('    def after_train(')[0]
+    )
+    losses = {}
+    for strategy, wrapper in STRATEGIES.items():
+        text = TEXT.format(batch_size=4, **dict(DEFAULTS, iters=5))
+        text += FLEXIBLE.format(strategy=strategy, wrapper=wrapper)
+        work_dir = tmp_path / strategy
+        run(
+            *('dist_train.sh', config(BASE, text), 2, '--work-dir', work_dir),
+            cwd=workplace,
+            timeout=180,
+            PORT=free_port(),
+            PYTHONPATH=str(tmp_path),
+        )
+        losses[strategy] = [
+            line['loss'] for line in scalars(work_dir) if 'loss' in line
+        ]
+    assert len(losses['DDPStrategy']) == 5
+    assert losses['FSDPStrategy'] == pytest.approx(losses['DDPStrategy'], rel=1e-4)
+
+
 def test_two_nodes(run, root, environment, config, workplace, tmp_path):
     """Two launchers that only meet at a port, as on two machines."""
     path = config(BASE, TEXT.format(batch_size=4, **DEFAULTS))

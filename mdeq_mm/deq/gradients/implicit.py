@@ -9,7 +9,12 @@ from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
 from ..builder import build
-from ..solvers.base import FixedPointFunction, FixedPointSolver, Solution
+from ..solvers.base import (
+    FixedPointFunction,
+    FixedPointSolver,
+    LowRankInverse,
+    Solution,
+)
 from .base import EquilibriumGradient
 
 
@@ -24,18 +29,32 @@ class ImplicitGradient(EquilibriumGradient):
     DEQ paper, theorem 1). Ordinary autograd carries ``y`` on to the parameters.
 
     The adjoint system is solved for the gradient scaled to unit norm in each sample, so
-    tolerances are relative to the gradient and loss scaling changes nothing. Its solve
-    starts from the gradient itself, and what it found is left in ``solution.adjoint``.
-    A gradient that holds NaN or Inf, as when a loss scale was too large, is passed
-    through without a solve, so that the scaler sees it.
+    tolerances are relative to the gradient and loss scaling changes nothing. What the
+    solve found is left in ``solution.adjoint``. A gradient that holds NaN or Inf, as
+    when a loss scale was too large, is passed through without a solve, so that the
+    scaler sees it.
+
+    The solve starts from the gradient itself, or from the gradient times the inverse
+    Jacobian that the forward solver ended with, which costs no product. Without a solve
+    the start is all: with ``init='inverse'`` that is SHINE (Ramzi et al., "SHINE:
+    SHaring the INverse Estimate from the forward pass for bi-level optimization and
+    implicit models", ICLR 2022, section 2), whose refinements are a solver with a small
+    budget.
 
     Second derivatives are not available: backward with ``create_graph=True`` raises a
     ``RuntimeError``.
 
     Args:
-        solver (FixedPointSolver or dict): Solver of the adjoint system; it counts
-            vector-Jacobian products as evaluations. Defaults to a
-            :class:`BroydenSolver` with its own defaults.
+        solver (FixedPointSolver or dict, optional): Solver of the adjoint system; it
+            counts vector-Jacobian products as evaluations. None for no solve.
+            Defaults to a :class:`BroydenSolver` with its own defaults.
+        init (str): Where the solve starts: ``'gradient'``, or ``'inverse'``, which
+            takes a forward solver with a low-rank inverse (:class:`BroydenSolver`) and
+            keeps its history until backward. Defaults to ``'gradient'``.
+
+    Raises:
+        ValueError: If ``init`` is unknown; by :meth:`attach` if the solution has no
+            low-rank inverse.
 
     Examples:
         >>> import torch
@@ -48,10 +67,21 @@ class ImplicitGradient(EquilibriumGradient):
         4.0
     """
 
+    INITS = ('gradient', 'inverse')
+
     def __init__(
-        self, solver: Union[FixedPointSolver, dict] = dict(type='BroydenSolver')
+        self,
+        solver: Optional[Union[FixedPointSolver, dict]] = dict(type='BroydenSolver'),
+        init: str = 'gradient',
     ) -> None:
-        self.solver = build(solver, FixedPointSolver, 'gradient.solver')
+        if init not in self.INITS:
+            raise ValueError(f'init must be one of {self.INITS}, got {init!r}')
+        self.solver = (
+            None
+            if solver is None
+            else build(solver, FixedPointSolver, 'gradient.solver')
+        )
+        self.init = init
 
     def attach(self, f: FixedPointFunction, solution: Solution) -> Tensor:
         with torch.enable_grad():
@@ -60,6 +90,7 @@ class ImplicitGradient(EquilibriumGradient):
             # The hook lives on a node of its own: products through fz must not fire it.
             attached = fz.view_as(fz)
         solution.linearization = (z, fz)
+        inverse = self._inverse(solution)
 
         def solve_adjoint(grad: Optional[Tensor]) -> Optional[Tensor]:
             if grad is None:  # autograd's way to say that it is zero
@@ -74,13 +105,27 @@ class ImplicitGradient(EquilibriumGradient):
             if not norm.isfinite().all():
                 return grad
             unit = grad / norm.clamp_min(torch.finfo(grad.dtype).tiny)
+            # (I - J^T)^-1 is minus the transposed inverse Jacobian of f(z) - z.
+            start = unit if inverse is None else -inverse.apply_transpose(unit)
+            if self.solver is None:
+                return start * norm
 
             def adjoint_function(y: Tensor) -> Tensor:
                 (product,) = torch.autograd.grad(fz, z, y, retain_graph=True)
                 return product + unit
 
-            solution.adjoint = self.solver.solve(adjoint_function, unit)
+            solution.adjoint = self.solver.solve(adjoint_function, start)
             return solution.adjoint.state * norm
 
         attached.register_hook(solve_adjoint)
         return attached
+
+    def _inverse(self, solution: Solution) -> Optional[LowRankInverse]:
+        if self.init == 'gradient':
+            return None
+        if solution.inverse_jacobian is None:
+            raise ValueError(
+                "init='inverse' takes a forward solver that ends with a low-rank "
+                'inverse, such as BroydenSolver; the one that was used has none'
+            )
+        return solution.inverse_jacobian

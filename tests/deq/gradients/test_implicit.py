@@ -82,6 +82,50 @@ class TestImplicitGradient:
         # With a budget of one the adjoint state is the gradient itself.
         torch.testing.assert_close(actual, problem.weight)
 
+    def test_without_a_solve_it_is_jacobian_free(self, problem):
+        solution = FORWARD.solve(problem.f, problem.z0)
+        z = ImplicitGradient(solver=None).attach(problem.f, solution)
+        (actual,) = grad((z * problem.weight).sum(), problem.x)
+        torch.testing.assert_close(actual, problem.weight)
+        assert solution.adjoint is None
+
+    def test_inverse_of_the_forward_solve(self, problem):
+        """SHINE is exact where Broyden's inverse is: one dimension, one secant."""
+
+        def f(z):
+            return 0.5 * z + problem.x[:, :1]
+
+        solution = BroydenSolver(4, 1e-12).solve(f, torch.zeros_like(problem.x[:, :1]))
+        z = ImplicitGradient(solver=None, init='inverse').attach(f, solution)
+        (actual,) = grad(z.sum(), problem.x)
+        torch.testing.assert_close(actual[:, 0], torch.full_like(actual[:, 0], 2))
+
+    def test_inverse_needs_no_products_in_a_linear_problem(self, problem):
+        def run(init):
+            def f(z):
+                return z @ problem.matrix.T + problem.x
+
+            solution = FORWARD.solve(f, problem.z0)
+            gradient = ImplicitGradient(BroydenSolver(100, 1e-6), init=init)
+            z = gradient.attach(f, solution)
+            # The direction in which the forward solve ended up is one it knows.
+            return grad((z * problem.x.detach()).sum(), problem.x), solution.adjoint
+
+        (plain,), from_gradient = run('gradient')
+        (actual,), from_inverse = run('inverse')
+        assert relative_error(actual, plain) <= 1e-5
+        assert from_inverse.converged.all()
+        assert from_inverse.trace[0].max() < from_gradient.trace[0].max()
+
+    def test_inverse_takes_a_solver_that_has_one(self, problem):
+        solution = PicardSolver(30, 1e-6).solve(problem.f, problem.z0)
+        with pytest.raises(ValueError, match="init='inverse'.*BroydenSolver"):
+            ImplicitGradient(init='inverse').attach(problem.f, solution)
+
+    def test_unknown_init(self):
+        with pytest.raises(ValueError, match="init must be one of.*'zero'"):
+            ImplicitGradient(init='zero')
+
     def test_two_forwards_before_one_backward(self, problem, gradient):
         def loss(weight):
             solution = FORWARD.solve(problem.f, problem.z0)

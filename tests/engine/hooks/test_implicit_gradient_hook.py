@@ -191,6 +191,10 @@ class TestImplicitGradientHook:
         other = make_runner(hooks, load_from=str(tmp_path / 'work_dir' / 'iter_3.pth'))
         other.val()
         assert other.model.backbone.equilibrium.solver.max_evals == 2
+        # A second run of the same runner still knows the settings of the model.
+        other.val()
+        other.load_checkpoint(str(tmp_path / 'work_dir' / 'iter_6.pth'))
+        assert other.model.backbone.equilibrium.solver.max_evals == 6
 
     def test_missed_equilibrium_is_said_once(self, make_runner, caplog):
         for limit, times in ((0.05, 1), (None, 0)):
