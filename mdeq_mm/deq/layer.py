@@ -131,29 +131,43 @@ class EquilibriumLayer(nn.Module):
             device=first.device,
         )
 
-        def f(state: Tensor) -> Tensor:
-            features = self.cell(layout.unpack(state), injections)
-            return layout.pack(features).to(state.dtype)
+        def function_of(injections: Sequence[Tensor]) -> FixedPointFunction:
+            def f(state: Tensor) -> Tensor:
+                features = self.cell(layout.unpack(state), injections)
+                return layout.pack(features).to(state.dtype)
 
+            return f
+
+        def restrict(rows: Tensor) -> FixedPointFunction:
+            return function_of([_select(injection, rows) for injection in injections])
+
+        f = function_of(injections)
         with self.cell.freeze(injections):
             differentiate = torch.is_grad_enabled() and any(
                 tensor.requires_grad for tensor in (*self.parameters(), *injections)
             )
-            state, solution = self._equilibrium(f, z0, differentiate)
+            state, solution = self._equilibrium(f, z0, differentiate, restrict)
             solve = Solve(f, layout, state, solution)
             for hook in self._solve_hooks.values():
                 hook(self, solve)
         return layout.unpack(state), solution
 
     def _equilibrium(
-        self, f: FixedPointFunction, z0: Tensor, differentiate: bool
+        self,
+        f: FixedPointFunction,
+        z0: Tensor,
+        differentiate: bool,
+        restrict: Callable[[Tensor], FixedPointFunction],
     ) -> tuple[Tensor, Optional[Solution]]:
         if self.shallow:
             return self.shallow_gradient.attach(f, Solution.initial(z0)), None
         if differentiate and not self.gradient.starts_at_equilibrium:
             return self.gradient.attach(f, Solution.initial(z0)), None
-        keep = self.keep if self.training else ()
-        solution = self.solver.solve(f, z0, keep=keep)
+        if self.training or differentiate:
+            solution = self.solver.solve(f, z0, keep=self.keep if self.training else ())
+        else:
+            # Dropout masks, which belong to the whole batch, are not there.
+            solution = self.solver.solve(f, z0, restrict=restrict)
         if differentiate:
             # Casts of parameters that autocast cached in the solve have no graph.
             torch.clear_autocast_cache()
@@ -164,3 +178,8 @@ class EquilibriumLayer(nn.Module):
         # holds on to it.
         solution.inverse_jacobian = None
         return state, solution
+
+
+def _select(injection: Tensor, rows: Tensor) -> Tensor:
+    """Takes some samples, without writing out what is expanded over the batch."""
+    return injection[: len(rows)] if injection.stride(0) == 0 else injection[rows]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver
+from .base import FixedPointSolver, History
 
 
 @dataclass
-class _History:
+class _History(History):
     """The last ``window`` mixed iterates and residuals, and the latter's Gram
     matrix."""
 
@@ -81,20 +82,27 @@ class AndersonSolver(FixedPointSolver):
         gram = z0.new_zeros(batch_size, window, window, dtype=torch.float64)
         return _History(mixed, torch.zeros_like(mixed), gram)
 
-    def _step(self, history: _History, z: Tensor, g: Tensor, active: Tensor) -> Tensor:
-        window = history.g.shape[1]
-        slot = history.n_evals % window
+    def _advance(
+        self,
+        history: _History,
+        z: Tensor,
+        fz: Tensor,
+        g: Tensor,
+        active: Optional[Tensor],
+    ) -> Tensor:
+        slot = history.n_evals % history.g.shape[1]
         history.n_evals += 1
-        used = min(history.n_evals, window)
-        history.mixed[:, slot] = z + self.mixing * g
+        used = slice(min(history.n_evals, history.g.shape[1]))
+        history.mixed[:, slot] = fz if self.mixing == 1 else z + self.mixing * g
         history.g[:, slot] = g
-        products = torch.bmm(history.g[:, :used], g.unsqueeze(2)).squeeze(2)
-        history.gram[:, slot, :used] = products.to(history.gram.dtype)
-        history.gram[:, :used, slot] = products.to(history.gram.dtype)
+        # One new row of the Gram matrix an evaluation.
+        products = torch.bmm(history.g[:, used], g.unsqueeze(2)).squeeze(2)
+        history.gram[:, slot, used] = products.to(history.gram.dtype)
+        history.gram[:, used, slot] = products.to(history.gram.dtype)
 
-        alpha = self._coefficients(history.gram[:, :used, :used], slot).to(z.dtype)
-        combined = torch.bmm(alpha.unsqueeze(1), history.mixed[:, :used]).squeeze(1)
-        return combined - z
+        alpha = self._coefficients(history.gram[:, used, used], slot)
+        mixed = history.mixed[:, used]
+        return torch.bmm(alpha.to(mixed.dtype).unsqueeze(1), mixed).squeeze(1)
 
     def _coefficients(self, gram: Tensor, newest: int) -> Tensor:
         """Minimises the regularised quadratic form under the sum constraint.

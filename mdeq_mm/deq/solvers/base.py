@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -36,32 +36,32 @@ _MESSAGES = {
 
 @dataclass
 class LowRankInverse:
-    """The matrix ``H = -I + U V^T`` of each sample, without ever forming it.
+    """The matrix ``H = -I + S^T C S`` of each sample, without ever forming it.
 
     Broyden's method approximates with it the inverse Jacobian of ``f(z) - z``.
 
     Attributes:
-        u (Tensor): Left factors, ``(B, m, N)``.
-        v (Tensor): Right factors, ``(B, m, N)``.
+        basis (Tensor): The rows of ``S``, ``(B, m, N)``.
+        core (Tensor): ``C``, ``(B, m, m)``.
     """
 
-    u: Tensor
-    v: Tensor
+    basis: Tensor
+    core: Tensor
 
     def apply(self, x: Tensor) -> Tensor:
         """Returns ``H x`` for ``x`` of shape ``(B, N)``."""
-        return self._product(self.u, self.v, x)
+        return self._product(self.core, x)
 
     def apply_transpose(self, x: Tensor) -> Tensor:
         """Returns ``H^T x`` for ``x`` of shape ``(B, N)``."""
-        return self._product(self.v, self.u, x)
+        return self._product(self.core.mT, x)
 
-    @staticmethod
-    def _product(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
-        coefficients = torch.bmm(right, x.unsqueeze(2))
-        return torch.baddbmm(
-            x.unsqueeze(1), coefficients.transpose(1, 2), left, beta=-1
-        ).squeeze(1)
+    def _product(self, core: Tensor, x: Tensor) -> Tensor:
+        projected = torch.bmm(self.basis, x.unsqueeze(2))
+        coefficients = torch.bmm(core, projected).mT
+        return torch.baddbmm(x.unsqueeze(1), coefficients, self.basis, beta=-1).squeeze(
+            1
+        )
 
 
 @dataclass
@@ -122,6 +122,42 @@ class Solution:
         return [SolveStatus(code).message for code in self.status.tolist()]
 
 
+@dataclass
+class History:
+    """What a method remembers between evaluations; tensors begin with the batch."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps the given samples alone."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                setattr(self, item.name, value[rows])
+
+
+@dataclass
+class _Samples:
+    """Where each sample of the batch stands."""
+
+    rows: Tensor
+    best: Tensor
+    residual: Tensor
+    status: Tensor
+    n_evals: Tensor
+
+    def select(self, rows: Tensor) -> _Samples:
+        return _Samples(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+    @classmethod
+    def merge(cls, parts: list[_Samples]) -> _Samples:
+        if len(parts) == 1:
+            return parts[0]
+        columns = [
+            torch.cat([getattr(part, item.name) for part in parts])
+            for item in fields(cls)
+        ]
+        return cls(*columns).select(columns[0].argsort())
+
+
 class FixedPointSolver(ABC):
     """Finds ``z = f(z)`` for each sample of a batch on its own.
 
@@ -141,11 +177,17 @@ class FixedPointSolver(ABC):
         stop_mode (str): Measure of the residual: ``'abs'`` is ``||f(z) - z||``,
             ``'rel'`` is ``||f(z) - z|| / (||f(z)|| + 1e-8)``. Defaults to ``'rel'``.
 
+    Attributes:
+        check_interval (int): Evaluations from one look at whether all samples have
+            stopped to the next, on devices where a look waits for the device; on CPU
+            each evaluation is followed by one. Defaults to 3.
+
     Raises:
         ValueError: If an argument is out of its range.
     """
 
     STOP_MODES = ('abs', 'rel')
+    check_interval = 3
 
     def __init__(
         self, max_evals: int = 30, tol: float = 1e-3, stop_mode: str = 'rel'
@@ -166,7 +208,11 @@ class FixedPointSolver(ABC):
 
     @torch.no_grad()
     def solve(
-        self, f: FixedPointFunction, z0: Tensor, keep: Collection[int] = ()
+        self,
+        f: FixedPointFunction,
+        z0: Tensor,
+        keep: Collection[int] = (),
+        restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
     ) -> Solution:
         """Solves ``z = f(z)``.
 
@@ -175,6 +221,10 @@ class FixedPointSolver(ABC):
             z0 (Tensor): Initial state, floating point, ``(B, N)``.
             keep (Collection[int]): Numbers of the evaluations, counted from 1, whose
                 iterates the solution keeps, as far as the solve gets. Defaults to ().
+            restrict (Callable, optional): Given the int64 numbers ``(b,)`` of some
+                samples, returns ``f`` for those samples, from ``(b, N)`` to ``(b, N)``.
+                With it, samples that have stopped leave the batch, and no inverse
+                Jacobian is returned. Not together with ``keep``. Defaults to None.
 
         Returns:
             Solution: The best iterate of each sample and how it was found.
@@ -187,57 +237,82 @@ class FixedPointSolver(ABC):
                 'z0 must be a floating point tensor of shape (B, N), '
                 f'got {z0.dtype} of shape {tuple(z0.shape)}'
             )
+        if keep and restrict is not None:
+            raise ValueError('keep and restrict cannot be given together')
         z = z0.detach().to(torch.promote_types(z0.dtype, torch.float32))
-        batch_size = z.shape[0]
-        best = z
-        residual = z.new_full((batch_size,), torch.inf)
-        n_evals = torch.zeros(batch_size, dtype=torch.int64, device=z.device)
-        status = torch.full_like(n_evals, SolveStatus.BUDGET_SPENT)
-        active = torch.ones(batch_size, dtype=torch.bool, device=z.device)
+        device = z.device.type
+        interval = 1 if device == 'cpu' else self.check_interval
+        n_evals = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        samples = _Samples(
+            rows=torch.arange(len(z), device=z.device),
+            best=z,
+            residual=z.new_full((len(z),), torch.inf),
+            status=torch.full_like(n_evals, SolveStatus.BUDGET_SPENT),
+            n_evals=n_evals,
+        )
+        stopped: list[_Samples] = []
         trace: list[Tensor] = []
         iterates: dict[int, Tensor] = {}
-        with torch.autocast(z.device.type, enabled=False):
+        restricted = f
+        with torch.autocast(device, enabled=False):
             history = self._init_history(z)
 
-        for _ in range(self.max_evals):
-            fz = f(z)
+        for number in range(1, self.max_evals + 1):
+            fz = restricted(z)
             if fz.shape != z.shape:
                 raise ValueError(
                     f'f must return the shape it is given, {tuple(z.shape)}, '
                     f'got {tuple(fz.shape)}'
                 )
             # Only f may run in reduced precision, not the solver's own products.
-            with torch.autocast(z.device.type, enabled=False):
+            with torch.autocast(device, enabled=False):
                 fz = fz.to(z.dtype)
                 g = fz - z
                 current = self._measure(g, fz)
-                improved = active & (current < residual)
-                best = torch.where(improved.unsqueeze(1), z, best)
-                residual = torch.where(improved, current, residual)
-                n_evals += active
-                trace.append(torch.where(active, current, residual))
-                if len(trace) in keep:
-                    finite = current.isfinite().unsqueeze(1)
-                    iterates[len(trace)] = torch.where(finite, z, best)
-                status.masked_fill_(
+                active = samples.status == SolveStatus.BUDGET_SPENT
+                improved = active & (current < samples.residual)
+                samples.residual = torch.where(improved, current, samples.residual)
+                samples.n_evals = samples.n_evals + active
+                row = torch.where(active, current, samples.residual)
+                trace.append(_full_row(row, samples.rows, trace) if stopped else row)
+                samples.status = samples.status.masked_fill(
                     active & (current <= self.tol), SolveStatus.CONVERGED
-                )
-                status.masked_fill_(
-                    active & ~current.isfinite(), SolveStatus.BROKEN_DOWN
-                )
-                active = status == SolveStatus.BUDGET_SPENT
-                if len(trace) == self.max_evals or not active.any():
-                    break
-                step = self._step(history, z, g, active)
-                z = torch.where(active.unsqueeze(1), z + step, best)
+                ).masked_fill(active & ~current.isfinite(), SolveStatus.BROKEN_DOWN)
+                active = samples.status == SolveStatus.BUDGET_SPENT
 
+                n_active = n_improved = -1  # not known
+                if number % interval == 0:
+                    n_active, n_improved = torch.stack(
+                        [active.sum(), improved.sum()]
+                    ).tolist()
+                # Copies of whole states are left out where all samples go one way.
+                samples.best = _choose(improved, n_improved, z, samples.best)
+                if number in keep:
+                    finite = current.isfinite().unsqueeze(1)
+                    iterates[number] = torch.where(finite, z, samples.best)
+                if number == self.max_evals or n_active == 0:
+                    break
+                if restrict is not None and 0 < n_active < len(z):
+                    stopped.append(samples.select(~active))
+                    samples = samples.select(active)
+                    history.select(active)
+                    z, fz, g = z[active], fz[active], g[active]
+                    restricted = restrict(samples.rows)
+                    active = active[active]
+                all_active = n_active == len(z)
+                z = self._advance(history, z, fz, g, None if all_active else active)
+                z = _choose(active, n_active, z, samples.best)
+                del fz, g
+
+        inverse = None if stopped else self._inverse_jacobian(history)
+        samples = _Samples.merge([samples, *stopped])
         return Solution(
-            state=best,
-            residual=residual,
-            status=status,
-            n_evals=n_evals,
+            state=samples.best,
+            residual=samples.residual,
+            status=samples.status,
+            n_evals=samples.n_evals,
             trace=torch.stack(trace).nan_to_num(torch.inf, torch.inf),
-            inverse_jacobian=self._inverse_jacobian(history),
+            inverse_jacobian=inverse,
             iterates=iterates,
         )
 
@@ -247,26 +322,48 @@ class FixedPointSolver(ABC):
             return norm
         return norm / (torch.linalg.vector_norm(fz, dim=1) + 1e-8)
 
-    def _init_history(self, z0: Tensor) -> Any:
+    def _init_history(self, z0: Tensor) -> History:
         """Allocates what the method remembers between evaluations."""
-        return None
+        return History()
 
     @abstractmethod
-    def _step(self, history: Any, z: Tensor, g: Tensor, active: Tensor) -> Tensor:
-        """Returns the step from ``z`` to the next iterate.
+    def _advance(
+        self,
+        history: History,
+        z: Tensor,
+        fz: Tensor,
+        g: Tensor,
+        active: Optional[Tensor],
+    ) -> Tensor:
+        """Returns the next iterate, ``(B, N)``.
 
         Args:
-            history (Any): What :meth:`_init_history` returned; updated in place.
+            history (History): What :meth:`_init_history` returned; updated in place.
             z (Tensor): Current iterate, ``(B, N)``.
+            fz (Tensor): ``f(z)``, ``(B, N)``.
             g (Tensor): ``f(z) - z``, ``(B, N)``.
-            active (Tensor): Samples that have not stopped, bool, ``(B,)``. The step of
-                the others is not used, and may be NaN.
+            active (Tensor, optional): Samples that have not stopped, bool, ``(B,)``;
+                None for all. The iterate of the others is not used, and may be NaN.
         """
 
-    def _inverse_jacobian(self, history: Any) -> Optional[LowRankInverse]:
+    def _inverse_jacobian(self, history: History) -> Optional[LowRankInverse]:
         """Returns the approximate inverse Jacobian the method ended with, if any."""
         return None
 
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value!r}' for name, value in vars(self).items())
         return f'{type(self).__name__}({arguments})'
+
+
+def _choose(mask: Tensor, count: int, new: Tensor, old: Tensor) -> Tensor:
+    """Returns ``new`` where the mask holds; ``count`` is how often, -1 if not known."""
+    if count == len(mask):
+        return new
+    return torch.where(mask.unsqueeze(1), new, old)
+
+
+def _full_row(values: Tensor, rows: Tensor, trace: list[Tensor]) -> Tensor:
+    """Extends residuals of some samples by the last ones of all others."""
+    full = trace[-1].clone()
+    full[rows] = values
+    return full

@@ -9,20 +9,17 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver, LowRankInverse
+from .base import FixedPointSolver, History, LowRankInverse
 
 
 @dataclass
-class _History:
-    u: Tensor
-    v: Tensor
-    n_updates: int = 0
-    step: Optional[Tensor] = None
-    g: Optional[Tensor] = None
+class _History(History):
+    """The last steps, their Gram matrix, and the core of the inverse Jacobian."""
 
-    @property
-    def inverse(self) -> LowRankInverse:
-        return LowRankInverse(self.u[:, : self.n_updates], self.v[:, : self.n_updates])
+    steps: Tensor
+    gram: Tensor
+    core: Tensor
+    n_steps: int = 0
 
 
 @TASK_UTILS.register_module()
@@ -33,14 +30,19 @@ class BroydenSolver(FixedPointSolver):
     and gets one rank-one update an evaluation by the Sherman-Morrison formula. Each
     sample has its own. This is the solver of the MDEQ paper (section 3.2).
 
-    It holds two buffers of ``memory`` states a sample.
+    Each update is made of two consecutive steps, so the steps are all that is stored
+    (Kelley, "Iterative Methods for Linear and Nonlinear Equations", 1995, section 7.3).
+    Here they are the basis of ``H = -I + S^T C S``; the small matrix ``C`` is kept up to
+    date with the Gram matrix of the steps, so that an evaluation costs two products
+    with ``S``. When the memory is full the oldest update is left out.
+
+    It holds one buffer of ``memory + 1`` states a sample.
 
     Args:
         max_evals (int): Budget of evaluations of ``f``. Defaults to 30.
         tol (float): Tolerance on the residual. Defaults to 1e-3.
         stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
-        memory (int): Rank-one updates that are kept, at least 1; the oldest is dropped
-            for a new one. Defaults to 10.
+        memory (int): Rank-one updates that are kept, at least 1. Defaults to 10.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -60,42 +62,76 @@ class BroydenSolver(FixedPointSolver):
 
     def _init_history(self, z0: Tensor) -> _History:
         batch_size, size = z0.shape
-        # The first evaluation brings no update and the last one is not stepped from.
-        rank = min(self.memory, max(self.max_evals - 2, 0))
-        u = z0.new_zeros(batch_size, rank, size)
-        return _History(u, torch.zeros_like(u))
+        # The last evaluation is not stepped from.
+        slots = min(self.memory + 1, self.max_evals - 1)
+        gram = z0.new_zeros(batch_size, slots, slots, dtype=torch.float64)
+        return _History(
+            z0.new_zeros(batch_size, slots, size), gram, torch.zeros_like(gram)
+        )
 
-    def _step(self, history: _History, z: Tensor, g: Tensor, active: Tensor) -> Tensor:
-        if history.step is None:
-            history.step, history.g = g, g
-            return g
-        s = history.step
-        # s was -H g_old, so H y for y = g - g_old needs no second product with H.
-        h_g_old = -s
-        slot = history.n_updates % history.u.shape[1]
-        u, v = history.u[:, slot], history.v[:, slot]
-        if history.n_updates >= history.u.shape[1]:
-            h_g_old = h_g_old - u * _dot(v, history.g)
-            u.masked_fill_(active.unsqueeze(1), 0)
-        h_g = history.inverse.apply(g)
-        h_y = h_g - h_g_old
+    def _advance(
+        self,
+        history: _History,
+        z: Tensor,
+        fz: Tensor,
+        g: Tensor,
+        active: Optional[Tensor],
+    ) -> Tensor:
+        number, slots = history.n_steps, history.steps.shape[1]
+        history.n_steps += 1
+        slot, last, used = number % slots, (number - 1) % slots, min(number, slots)
+        steps = history.steps[:, :used]
+        gram = history.gram[:, :used, :used]
+        core = history.core[:, :used, :used]
+        if number == 0:
+            step, scale = g, g.new_ones(len(g), 1)
+            products, row = gram.new_empty(len(g), 0), gram.new_empty(len(g), 0)
+        else:
+            # d = -H g; then, by Sherman-Morrison, the step is d / (1 - s.d / s.s) for
+            # the last step s, and the update of H the step times s^T H / s.s.
+            projected = torch.bmm(steps, g.unsqueeze(2))
+            coefficients = core @ projected.to(core.dtype)
+            weights = coefficients.to(g.dtype).mT
+            step = torch.baddbmm(g.unsqueeze(1), weights, steps, alpha=-1).squeeze(1)
+            products = (projected - gram @ coefficients).squeeze(2)
+            squared = gram[:, last, last].unsqueeze(1)
+            denominator = 1 - products[:, last].unsqueeze(1) / squared
+            # Left out where the quotient is undefined.
+            regular = denominator.abs() > torch.finfo(g.dtype).eps
+            scale = torch.where(regular, denominator, 1).reciprocal()
+            row = gram[:, last].unsqueeze(1) @ core
+            row[:, 0, last] -= 1
+            row = torch.where(regular, row.squeeze(1) / squared, 0)
+            products, scale = products * scale, scale.to(g.dtype)
 
-        # H += (s - H y) (s^T H) / (s^T H y), left out where the quotient is undefined.
-        denominator = _dot(s, h_y)
-        singular = denominator.abs() <= torch.finfo(s.dtype).eps * _dot(s, s)
-        u_new = (s - h_y) / denominator.masked_fill(singular, torch.inf)
-        v_new = history.inverse.apply_transpose(s)
-        u.copy_(torch.where(active.unsqueeze(1), u_new, u))
-        v.copy_(torch.where(active.unsqueeze(1), v_new, v))
-        history.n_updates += 1
+        squared = torch.linalg.vecdot(step, step, dim=1) * scale.squeeze(1) ** 2
+        self._write(history, slot, step * scale, products, squared, row, active)
+        return torch.addcmul(z, step, scale)
 
-        history.step = -(h_g + u_new * _dot(s, h_g))
-        history.g = g
-        return history.step
+    @staticmethod
+    def _write(
+        history: _History,
+        slot: int,
+        step: Tensor,
+        products: Tensor,
+        squared: Tensor,
+        row: Tensor,
+        active: Optional[Tensor],
+    ) -> None:
+        """Puts a step into its slot, in place of the oldest if all are taken."""
+        if active is not None:
+            step = torch.where(active.unsqueeze(1), step, history.steps[:, slot])
+        before, used = history.core.clone(), products.shape[1]
+        history.steps[:, slot] = step
+        history.gram[:, slot, :used] = products
+        history.gram[:, :used, slot] = products
+        history.gram[:, slot, slot] = squared.to(history.gram.dtype)
+        history.core[:, slot, :used] = row
+        # Without its column the step that was here before is in no update any more.
+        history.core[:, :, slot] = 0
+        if active is not None:
+            # The inverse of a sample that has stopped stays as it is.
+            history.core = torch.where(active.view(-1, 1, 1), history.core, before)
 
     def _inverse_jacobian(self, history: _History) -> LowRankInverse:
-        return history.inverse
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a, b, dim=1).unsqueeze(1)
+        return LowRankInverse(history.steps, history.core.to(history.steps.dtype))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
+import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver
+from .base import FixedPointSolver, History
 
 
 @TASK_UTILS.register_module()
@@ -38,5 +41,12 @@ class PicardSolver(FixedPointSolver):
             raise ValueError(f'damping must be in (0, 1], got {damping!r}')
         self.damping = damping
 
-    def _step(self, history: None, z: Tensor, g: Tensor, active: Tensor) -> Tensor:
-        return self.damping * g
+    def _advance(
+        self,
+        history: History,
+        z: Tensor,
+        fz: Tensor,
+        g: Tensor,
+        active: Optional[Tensor],
+    ) -> Tensor:
+        return fz if self.damping == 1 else torch.lerp(z, fz, self.damping)

@@ -342,10 +342,11 @@ class TestEverySolver:
 
 class TestLowRankInverse:
     def test_products(self):
-        u, v = torch.randn(2, 2, 3, 5, dtype=torch.float64)
+        basis = torch.randn(2, 3, 5, dtype=torch.float64)
+        core = torch.randn(2, 3, 3, dtype=torch.float64)
         x = torch.randn(2, 5, dtype=torch.float64)
-        dense = u.transpose(1, 2) @ v - torch.eye(5)
-        inverse = LowRankInverse(u, v)
+        dense = basis.mT @ core @ basis - torch.eye(5)
+        inverse = LowRankInverse(basis, core)
         torch.testing.assert_close(inverse.apply(x), (dense @ x[..., None])[..., 0])
         torch.testing.assert_close(
             inverse.apply_transpose(x), (dense.mT @ x[..., None])[..., 0]
