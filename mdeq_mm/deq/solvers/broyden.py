@@ -32,8 +32,8 @@ class BroydenSolver(FixedPointSolver):
 
     Each update is made of two consecutive steps, so the steps are all that is stored
     (Kelley, "Iterative Methods for Linear and Nonlinear Equations", 1995, section 7.3).
-    Here they are the basis of ``H = -I + S^T C S``; the small matrix ``C`` is kept up to
-    date with the Gram matrix of the steps, so that an evaluation costs two products
+    Here they are the basis of ``H = -I + S^T C S``; the small matrix ``C`` is kept up
+    to date with the Gram matrix of the steps, so that an evaluation costs two products
     with ``S``. When the memory is full the oldest update is left out.
 
     It holds one buffer of ``memory + 1`` states a sample.
