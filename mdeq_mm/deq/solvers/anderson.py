@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver, History
+from .base import FixedPointSolver, History, batched_dot
 
 
 @dataclass
@@ -96,9 +96,9 @@ class AndersonSolver(FixedPointSolver):
         history.mixed[:, slot] = fz if self.mixing == 1 else z + self.mixing * g
         history.g[:, slot] = g
         # One new row of the Gram matrix an evaluation.
-        products = torch.bmm(history.g[:, used], g.unsqueeze(2)).squeeze(2)
-        history.gram[:, slot, used] = products.to(history.gram.dtype)
-        history.gram[:, used, slot] = products.to(history.gram.dtype)
+        products = batched_dot(history.g[:, used], g).to(history.gram.dtype)
+        history.gram[:, slot, used] = products
+        history.gram[:, used, slot] = products
 
         alpha = self._coefficients(history.gram[:, used, used], slot)
         mixed = history.mixed[:, used]

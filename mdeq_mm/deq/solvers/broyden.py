@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver, History, LowRankInverse
+from .base import FixedPointSolver, History, LowRankInverse, batched_dot
 
 
 @dataclass
@@ -89,7 +89,7 @@ class BroydenSolver(FixedPointSolver):
         else:
             # d = -H g; then, by Sherman-Morrison, the step is d / (1 - s.d / s.s) for
             # the last step s, and the update of H the step times s^T H / s.s.
-            projected = torch.bmm(steps, g.unsqueeze(2))
+            projected = batched_dot(steps, g).unsqueeze(2)
             coefficients = core @ projected.to(core.dtype)
             weights = coefficients.to(g.dtype).mT
             step = torch.baddbmm(g.unsqueeze(1), weights, steps, alpha=-1).squeeze(1)
