@@ -2,6 +2,7 @@ import importlib.util
 import sys
 
 import pytest
+from mmengine.registry import DefaultScope
 
 
 @pytest.fixture(scope='session')
@@ -17,3 +18,10 @@ def load_tool(root):
         return module
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def _default_scope(monkeypatch):
+    """Forgets the default scope that a tool sets for its process."""
+    instances = DefaultScope._instance_dict.copy()
+    monkeypatch.setattr(DefaultScope, '_instance_dict', instances)
