@@ -202,8 +202,10 @@ def build_datasets(cfg: ConfigDict) -> list[BaseDataset]:
     cfg = deepcopy(cfg)
     leaves = list(_leaf_configs(cfg))
     for leaf in leaves:
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(leaf.type)
+        kind = leaf.type
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(None) as registry:
+                kind = registry.get(kind)
         if kind is not None and 'download' in inspect.signature(kind).parameters:
             leaf.download = False
     source = '; '.join(

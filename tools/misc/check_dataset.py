@@ -6,8 +6,9 @@ are checked, each once.
 
 Errors are what stops a run or spoils its labels: samples that do not open, masks of
 another size than the image, labels outside of the classes, missing annotations, empty
-data sets, classes that differ from the other splits or, in number, from the model. Warnings are what may be meant: masks that are ignored altogether,
-classes that never occur, images of val or test that are in train too, byte for byte.
+data sets, classes that differ from the other splits or, in number, from the model.
+Warnings are what may be meant: masks that are ignored altogether, classes that never
+occur, images of val or test that are in train too, byte for byte.
 
 Nothing is written, and nothing downloaded. The exit code is 1 if there are errors.
 """
@@ -40,6 +41,7 @@ from mdeq_mm.utils.launch import add_cfg_options, load_config
 SPLITS = ('train', 'val', 'test')
 HEADS = ('decode_head', 'auxiliary_head', 'head')
 MAX_DUPLICATES = 10
+MAX_NAME = 32
 MAX_ROWS = 40
 
 
@@ -244,13 +246,14 @@ def check_counts(splits: dict[str, Split], unit: str, report: Report) -> None:
     if len(rows) > MAX_ROWS:
         rows = np.argsort(first.counts, kind='stable')[:MAX_ROWS]
         print(f'\nthe {MAX_ROWS} rarest of {len(first.classes)} classes')
-    width = max(len(str(first.classes[row])) for row in rows)
+    names = {row: str(first.classes[row])[:MAX_NAME] for row in rows}
+    width = max(map(len, names.values()))
     print()
     print(' ' * width, *(f'{name:>16}{"":>10}' for name in counted))
     print(' ' * width, *(f'{unit:>16}{"images":>10}' for _ in counted))
     for row in rows:
         print(
-            f'{first.classes[row]!s:{width}}',
+            f'{names[row]:{width}}',
             *(f'{s.counts[row]:16,}{s.samples[row]:10,}' for s in counted.values()),
         )
 
