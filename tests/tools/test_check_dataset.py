@@ -215,6 +215,14 @@ class TestSegmentation:
         places = [s.split(' (')[0] for s in findings]
         assert places == ['error: train 1', 'error: val 0', 'error: val 1']
 
+    def test_augmentation_is_no_fault(self, segmentation, check):
+        code, findings, _ = check(
+            text="train_dataloader['dataset']['pipeline'].insert(2, "
+            "dict(type='RandomCutOut', prob=1.0, n_holes=2, cutout_shape=(3, 3), "
+            'seg_fill_in=77))\n'
+        )
+        assert (code, findings) == (0, [])
+
     def test_ignored_mask(self, segmentation, check):
         mask = np.full((HEIGHT, WIDTH), 255, dtype=np.uint8)
         save(segmentation / 'data/ann/val/1.png', mask)
