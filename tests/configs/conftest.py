@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -7,8 +9,12 @@ from mmengine.utils import import_modules_from_strings
 
 @pytest.fixture(scope='session')
 def build_meta(root):
-    """Builds the model of a config, at full width but without any storage."""
+    """Builds the model of a config, at full width but without any storage.
 
+    Both are shared: tests must not change them.
+    """
+
+    @functools.cache
     def build(name):
         cfg = Config.fromfile(root / 'configs' / name)
         init_default_scope(cfg.default_scope)

@@ -7,8 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from modelindex.load_model_index import load as load_model_index
 
@@ -81,23 +83,25 @@ def test_size_is_the_official_one(build_meta, name):
         assert count(layer) == OFFICIAL_LAYER_PARAMETERS[name]
 
 
-class TestIndex:
-    @pytest.fixture(scope='class')
-    def entries(self, root):
-        entries = {}
-        for line in yaml.safe_load((root / 'model-index.yml').read_text())['Import']:
-            for model in yaml.safe_load((root / line).read_text())['Models']:
-                assert model['Config'] not in entries
-                entries[model['Config']] = model
-        return entries
+@pytest.fixture(scope='module')
+def entries(root):
+    """Models of the index by config."""
+    entries = {}
+    for line in yaml.safe_load((root / 'model-index.yml').read_text())['Import']:
+        for model in yaml.safe_load((root / line).read_text())['Models']:
+            assert model['Config'] not in entries
+            entries[model['Config']] = model
+    return entries
 
+
+class TestIndex:
     def test_is_valid(self, root, entries):
         index = load_model_index(str(root / 'model-index.yml'))
         index.build_models_with_collections()
         index.check()
         assert len(index.models) == len(entries)
         for model in index.models:
-            assert model.full_model.metadata['Architecture']
+            assert model.full_model.metadata.data['Architecture']
 
     def test_holds_every_config(self, entries):
         assert set(entries) == {f'configs/{name}' for name in NAMES}
@@ -268,3 +272,54 @@ def test_trains_and_evaluates(name, tmp_path):
     assert ('train/loss_jacobian' in scalars) == ('-jr_' in name)
     metric = 'mIoU' if cfg.default_scope == 'mmseg' else 'accuracy/top1'
     assert 0 <= scalars[f'val/{metric}'].current() <= 100
+
+
+SEGMENTORS = [name for name in NAMES if 'cityscapes' in name]
+
+
+class TestFineTuning:
+    def reduced_model(self, name):
+        cfg = Config.fromfile(CONFIGS / name)
+        init_cfg = cfg.model.backbone.get('init_cfg')
+        shrink_model(cfg.model)
+        init_default_scope(cfg.default_scope)
+        return cfg.model, init_cfg
+
+    @pytest.mark.parametrize('name', SEGMENTORS)
+    def test_backbone_starts_from_the_classifier(self, build_meta, tmp_path, name):
+        segmentor, init_cfg = self.reduced_model(name)
+        stem = Path(init_cfg.checkpoint).stem
+        classifier_name = f'classification/{stem}.py'
+        full_size = build_meta(classifier_name)[1].backbone
+        expected_keys = build_meta(name)[1].backbone.state_dict().keys()
+        assert full_size.state_dict().keys() == expected_keys
+        assert full_size.channels == build_meta(name)[1].backbone.channels
+
+        classifier = MODELS.build(self.reduced_model(classifier_name)[0])
+        for tensor in classifier.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+        path = tmp_path / 'classifier.pth'
+        torch.save(dict(state_dict=classifier.state_dict()), path)
+        init_default_scope('mmseg')
+        segmentor.backbone.init_cfg = dict(init_cfg, checkpoint=str(path))
+        model = MODELS.build(segmentor)
+        model.init_weights()
+        expected = classifier.backbone.state_dict()
+        for key, tensor in model.backbone.state_dict().items():
+            assert torch.equal(tensor, expected[key]), key
+
+    def test_without_the_file(self, tmp_path):
+        segmentor, init_cfg = self.reduced_model(SEGMENTORS[0])
+        path = str(tmp_path / 'absent.pth')
+        segmentor.backbone.init_cfg = dict(init_cfg, checkpoint=path)
+        with pytest.raises(FileNotFoundError, match=r'absent.pth can not be found'):
+            MODELS.build(segmentor).init_weights()
+
+    def test_from_scratch_as_in_the_paper(self):
+        """With ``init_cfg=None``, as ``shrink_model`` sets it."""
+        segmentor, _ = self.reduced_model(SEGMENTORS[0])
+        model = MODELS.build(segmentor)
+        model.init_weights()
+        weight = model.backbone.stem[1].conv.weight
+        assert weight.std().item() == pytest.approx(0.01, rel=0.1)
