@@ -89,14 +89,15 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
             raise ValueError(
                 f'class_weight has {n_classes} classes, but pred has {pred.shape[1]}'
             )
+        # Half precision has too few digits to sum over the pixels of a batch.
+        pred = pred.to(torch.promote_types(pred.dtype, torch.float32))
         class_weight = self.class_weight.to(pred.dtype)
         losses = F.cross_entropy(
             pred, label, class_weight, ignore_index=ignore_index, reduction='none'
         )
         valid = label != ignore_index
-        weights = self.class_weight[label.where(valid, torch.zeros_like(label))] * valid
+        weights = class_weight[label.where(valid, torch.zeros_like(label))] * valid
         if weight is not None:
             losses, weights = losses * weight, weights * weight
-        # Half precision has too few digits to sum over the pixels of a batch.
         total = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-        return self.loss_weight * losses.to(weights.dtype).sum() / total
+        return self.loss_weight * losses.sum() / total

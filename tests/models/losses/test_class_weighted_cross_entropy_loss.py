@@ -54,7 +54,7 @@ def test_pixels_of_weight_zero_are_as_ignored_ones(pred, label):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_many_pixels_in_half_precision(dtype):
-    """The weights of the pixels are counted in float32."""
+    """Losses and weights are summed in float32."""
     pred = torch.zeros(1, 3, 300, 300, dtype=dtype)
     loss = ClassWeightedCrossEntropyLoss(CLASS_WEIGHT)(
         pred, torch.ones(1, 300, 300, dtype=torch.long)
