@@ -11,6 +11,7 @@ train_dataloader = dict(batch_size=64, dataset=dict(pipeline=pipeline))
 val_dataloader = dict(batch_size=64)
 test_dataloader = dict(batch_size=64)
 
+# 50 epochs of ceil(50000 / (2 * 64)) = 391 iterations are 19,550.
 epochs = 50
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='Adam', lr=1e-3, weight_decay=2.5e-6)
@@ -24,6 +25,7 @@ param_scheduler = dict(
     convert_to_iter_based=True,
 )
 train_cfg = dict(max_epochs=epochs)
+auto_scale_lr = dict(base_batch_size=2 * 64)
 
 custom_hooks = [
     dict(type='ImplicitGradientHook', pretrain_iters=3000),

@@ -33,6 +33,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=iters, by_epoch=False)
 ]
 train_cfg = dict(max_iters=iters, val_interval=300)
+auto_scale_lr = dict(base_batch_size=8)
 
 custom_hooks = [
     dict(type='ImplicitGradientHook', pretrain_iters=900),

@@ -1,5 +1,6 @@
 from .backbones import MDEQ
 from .cells import MultiscaleCell
+from .losses import ClassWeightedCrossEntropyLoss
 from .necks import MDEQFuse
 
-__all__ = ['MDEQ', 'MDEQFuse', 'MultiscaleCell']
+__all__ = ['MDEQ', 'ClassWeightedCrossEntropyLoss', 'MDEQFuse', 'MultiscaleCell']

@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 
 import pytest
+from mmengine.config import Config
 
 CONFIG = 'configs/classification/mdeq-tiny_1xb64_digits.py'
 SEGMENTOR = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
@@ -57,15 +58,24 @@ def wheel(source, tmp_path_factory):
     return build('wheel', source, tmp_path_factory.mktemp('wheel'))
 
 
+def configs(root):
+    return {
+        f'configs/{path.relative_to(root / "configs")}'
+        for path in (root / 'configs').rglob('*')
+        if path.suffix in ('.py', '.yml', '.md')
+    }
+
+
 def names_in_wheel(path):
     with zipfile.ZipFile(path) as archive:
         return set(archive.namelist())
 
 
-def test_wheel(wheel):
+def test_wheel(wheel, root):
     names = names_in_wheel(wheel)
     assert wheel.name.startswith('mdeq_mm-')
-    for name in CONTENT:
+    assert len(configs(root)) > 30
+    for name in {*CONTENT, *configs(root)}:
         assert f'mdeq_mm/.mim/{name}' in names
     assert 'mdeq_mm/deq/solvers/broyden.py' in names
     assert not any(name.startswith(('tests/', 'tools/', 'configs/')) for name in names)
@@ -90,6 +100,17 @@ def test_editable_installation(root):
     mim = root / 'mdeq_mm/.mim'
     for name in ('configs', 'tools', 'model-index.yml'):
         assert (mim / name).samefile(root / name)
+
+
+def test_configs_of_an_unpacked_wheel(wheel, tmp_path):
+    """Each finds its bases beside it and in the toolboxes."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / 'mdeq_mm/.mim/configs'
+    paths = [*folder.glob('classification/*.py'), *folder.glob('segmentation/*.py')]
+    assert paths
+    for path in paths:
+        assert Config.fromfile(path).model
 
 
 def test_tools_of_an_unpacked_wheel(wheel, environment, workplace, tmp_path):

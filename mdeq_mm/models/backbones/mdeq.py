@@ -72,9 +72,9 @@ class MDEQ(BaseModule):
         deploy (bool): Whether weight normalisation is folded into plain weights, see
             :meth:`switch_to_deploy`; takes checkpoints saved after it.
             Defaults to False.
-        init_cfg (dict or list[dict], optional): Initialization config. Defaults to the
-            paper's: normal with standard deviation 0.01 for every convolution that is
-            not weight-normalised.
+        init_cfg (dict or list[dict], optional): Initialization config. Defaults to
+            None, the paper's: normal with standard deviation 0.01 for every convolution
+            that is not weight-normalised.
 
     Raises:
         TypeError: If ``arch``, a solver or a gradient has unknown or missing keys.
@@ -107,6 +107,10 @@ class MDEQ(BaseModule):
         post_norm_affine=True,
         downsample_times=2,
     )
+    paper_init_cfg = [
+        dict(type='Normal', layer='Conv2d', std=0.01),
+        dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
+    ]
 
     def __init__(
         self,
@@ -128,12 +132,9 @@ class MDEQ(BaseModule):
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         act_cfg: dict = dict(type='ReLU'),
         deploy: bool = False,
-        init_cfg: Optional[Union[dict, list]] = (
-            dict(type='Normal', layer='Conv2d', std=0.01),
-            dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
-        ),
+        init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(self.paper_init_cfg if init_cfg is None else init_cfg)
         arch = self._arch(arch)
         channels = tuple(arch['channels'])
         downsample_times = arch.pop('downsample_times')

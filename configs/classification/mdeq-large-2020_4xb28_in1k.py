@@ -1,0 +1,24 @@
+# The release of 2020: as wide as XL.
+_base_ = ['./mdeq-large_4xb28_in1k.py']
+
+model = dict(
+    backbone=dict(
+        arch='xl',
+        forward_solver=dict(max_evals=24),
+        gradient=dict(solver=dict(max_evals=24)),
+    ),
+    neck=[
+        dict(
+            type='MDEQFuse',
+            in_channels=(88, 176, 352, 704),
+            head_channels=(32, 64, 128, 256),
+            out_channels=2048,
+        ),
+        dict(type='GlobalAveragePooling'),
+    ],
+)
+
+custom_hooks = [
+    dict(type='ImplicitGradientHook', pretrain_iters=550000),
+    dict(type='RandomStateHook'),
+]

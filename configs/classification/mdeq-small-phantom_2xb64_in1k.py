@@ -1,0 +1,14 @@
+# Phantom gradient after a plain fixed-point iteration, and no shallow phase, as
+# torchdeq trains it. It does not say the damping; this is the default one.
+_base_ = ['./mdeq-small_4xb32_in1k.py']
+
+model = dict(
+    backbone=dict(
+        forward_solver=dict(type='PicardSolver'),
+        gradient=dict(_delete_=True, type='PhantomGradient', steps=5),
+    )
+)
+
+train_dataloader = dict(batch_size=64)
+
+custom_hooks = [dict(type='ImplicitGradientHook'), dict(type='RandomStateHook')]
