@@ -78,13 +78,18 @@ def load_runner_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def load_model(cfg: Config, checkpoint: str) -> tuple[BaseModel, DataLoader]:
-    """Builds the model of a config in evaluation mode, and its test data loader."""
+def build_model(cfg: Config) -> BaseModel:
+    """Builds the model of a config, without SyncBN."""
     init_default_scope(cfg.default_scope)
     import_module(f'{cfg.default_scope}.models')
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    return revert_sync_batchnorm(MODELS.build(cfg.model))
+
+
+def load_model(cfg: Config, checkpoint: str) -> tuple[BaseModel, DataLoader]:
+    """Builds the model of a config in evaluation mode, and its test data loader."""
+    model = build_model(cfg)
     load_checkpoint(model, checkpoint, map_location='cpu')
     return model.to(get_device()).eval(), Runner.build_dataloader(cfg.test_dataloader)
 
