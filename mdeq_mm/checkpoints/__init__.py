@@ -1,3 +1,12 @@
-from .official import convert_official_state_dict
+from .description import OfficialModel, describe_official_state_dict
+from .official import check_official_state_dict, convert_official_state_dict
+from .reading import OfficialCheckpoint, read_official_checkpoint
 
-__all__ = ['convert_official_state_dict']
+__all__ = [
+    'OfficialCheckpoint',
+    'OfficialModel',
+    'check_official_state_dict',
+    'convert_official_state_dict',
+    'describe_official_state_dict',
+    'read_official_checkpoint',
+]

@@ -3,69 +3,99 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Optional
 
-from torch import Tensor
+from torch import Tensor, nn
 
-# Patterns of the official keys and the names they have here; `re.sub` templates.
+TASKS = ('classification', 'segmentation')
+# Official keys and the names they have here. Each * stands for one part of a name, or
+# the rest of one, and for the same on both sides.
 _CELL = 'backbone.equilibrium.cell'
-_BACKBONE_RULES = {
-    r'stage0\.0\.(\w+)': r'backbone.injection.0.conv.\1',
-    r'stage0\.1\.(\w+)': r'backbone.injection.0.bn.\1',
-    r'fullstage\.branches\.(\d+)\.blocks\.(\d+)\.(conv[12])\.weight_g': (
-        rf'{_CELL}.branches.\1.\2.\3.parametrizations.weight.original0'
+_NORMALISED = (
+    ('weight_g', 'parametrizations.weight.original0'),
+    ('weight_v', 'parametrizations.weight.original1'),
+)
+_BACKBONE_NAMES = [
+    # Convolution, norm and activation of each step of the stem stand in one flat
+    # sequence; no stem has as many steps.
+    *(
+        (f'downsample.{3 * step + index}.*', f'backbone.stem.{step}.{layer}.*')
+        for step in range(16)
+        for index, layer in enumerate(('conv', 'bn'))
     ),
-    r'fullstage\.branches\.(\d+)\.blocks\.(\d+)\.(conv[12])\.weight_v': (
-        rf'{_CELL}.branches.\1.\2.\3.parametrizations.weight.original1'
+    ('stage0.0.*', 'backbone.injection.0.conv.*'),
+    ('stage0.1.*', 'backbone.injection.0.bn.*'),
+    *(
+        (
+            f'fullstage.branches.*.blocks.*.conv*.{official}',
+            f'{_CELL}.branches.*.*.conv*.{here}',
+        )
+        for official, here in _NORMALISED
     ),
-    r'fullstage\.branches\.(\d+)\.blocks\.(\d+)\.gn([123])\.(\w+)': (
-        rf'{_CELL}.branches.\1.\2.norm\3.\4'
+    ('fullstage.branches.*.blocks.*.gn*.*', f'{_CELL}.branches.*.*.norm*.*'),
+    ('fullstage.fuse_layers.*.*.net.conv.*', f'{_CELL}.fusion.*.*.conv.*'),
+    ('fullstage.fuse_layers.*.*.net.gnorm.*', f'{_CELL}.fusion.*.*.gn.*'),
+    ('fullstage.fuse_layers.*.*.net.*.conv.*', f'{_CELL}.fusion.*.*.*.conv.*'),
+    ('fullstage.fuse_layers.*.*.net.*.gnorm.*', f'{_CELL}.fusion.*.*.*.gn.*'),
+    *(
+        (
+            f'fullstage.post_fuse_layers.*.conv.{official}',
+            f'{_CELL}.post_fusion.*.1.{here}',
+        )
+        for official, here in _NORMALISED
     ),
-    r'fullstage\.fuse_layers\.(\d+)\.(\d+)\.net(\.\d+)?\.conv\.(\w+)': (
-        rf'{_CELL}.fusion.\1.\2\3.conv.\4'
-    ),
-    r'fullstage\.fuse_layers\.(\d+)\.(\d+)\.net(\.\d+)?\.gnorm\.(\w+)': (
-        rf'{_CELL}.fusion.\1.\2\3.gn.\4'
-    ),
-    r'fullstage\.post_fuse_layers\.(\d+)\.conv\.weight_g': (
-        rf'{_CELL}.post_fusion.\1.1.parametrizations.weight.original0'
-    ),
-    r'fullstage\.post_fuse_layers\.(\d+)\.conv\.weight_v': (
-        rf'{_CELL}.post_fusion.\1.1.parametrizations.weight.original1'
-    ),
-    r'fullstage\.post_fuse_layers\.(\d+)\.gnorm\.(\w+)': (
-        rf'{_CELL}.post_fusion.\1.2.\2'
-    ),
+    ('fullstage.post_fuse_layers.*.gnorm.*', f'{_CELL}.post_fusion.*.2.*'),
+]
+_NAMES = {
+    'classification': [
+        *_BACKBONE_NAMES,
+        ('incre_modules.*.0.conv*.*', 'neck.0.increase.*.conv*.0.*'),
+        ('incre_modules.*.0.bn*.*', 'neck.0.increase.*.conv*.1.*'),
+        ('incre_modules.*.0.downsample.*.*', 'neck.0.increase.*.projection.*.*'),
+        ('downsamp_modules.*.*.*', 'neck.0.downsample.*.*.*'),
+        ('final_layer.*.*', 'neck.0.final.*.*'),
+        ('classifier.*', 'head.fc.*'),
+    ],
+    'segmentation': [
+        *_BACKBONE_NAMES,
+        ('last_layer.0.*', 'decode_head.convs.0.conv.*'),
+        ('last_layer.1.*', 'decode_head.convs.0.bn.*'),
+        ('last_layer.3.*', 'decode_head.conv_seg.*'),
+    ],
 }
-_HEAD_RULES = {
-    'classification': {
-        r'incre_modules\.(\d+)\.0\.conv([123])\.(\w+)': (
-            r'neck.0.increase.\1.conv\2.0.\3'
-        ),
-        r'incre_modules\.(\d+)\.0\.bn([123])\.(\w+)': (
-            r'neck.0.increase.\1.conv\2.1.\3'
-        ),
-        r'incre_modules\.(\d+)\.0\.downsample\.([01])\.(\w+)': (
-            r'neck.0.increase.\1.projection.\2.\3'
-        ),
-        r'downsamp_modules\.(\d+)\.([01])\.(\w+)': r'neck.0.downsample.\1.\2.\3',
-        r'final_layer\.([01])\.(\w+)': r'neck.0.final.\1.\2',
-        r'classifier\.(\w+)': r'head.fc.\1',
-    },
-    'segmentation': {
-        r'last_layer\.0\.(\w+)': r'decode_head.convs.0.conv.\1',
-        r'last_layer\.1\.(\w+)': r'decode_head.convs.0.bn.\1',
-        r'last_layer\.3\.(\w+)': r'decode_head.conv_seg.\1',
-    },
-}
-_HEAD_KEY = {
-    'classification': 'classifier.weight',
-    'segmentation': 'last_layer.3.weight',
-}
+_HEADS = {'classification': 'classifier.', 'segmentation': 'last_layer.'}
 # The stock segmentation head has no bias in this convolution; a norm follows it.
-_FOLDED_BIAS = 'decode_head.convs.0.conv.bias'
+_FOLDED_BIAS = 'last_layer.0.bias'
 _FOLDED_INTO = 'decode_head.convs.0.bn.running_mean'
+
+
+def tell_task(state_dict: Mapping[str, Tensor]) -> str:
+    """Tells by the keys what an official model is for.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Official state dict, without prefixes.
+
+    Returns:
+        str: ``'classification'`` or ``'segmentation'``.
+
+    Raises:
+        ValueError: If the keys are of neither or of both.
+    """
+    found = [
+        task
+        for task, prefix in _HEADS.items()
+        if any(key.startswith(prefix) for key in state_dict)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            'not an official model: one of a classifier has keys '
+            f'{_HEADS["classification"]}*, one of a segmentor '
+            f'{_HEADS["segmentation"]}*; this one has '
+            f'{"both" if found else "neither"}: '
+            f'{", ".join(list(state_dict)[:3])}, ...'
+        )
+    return found[0]
 
 
 def convert_official_state_dict(
@@ -79,7 +109,8 @@ def convert_official_state_dict(
 
     Args:
         state_dict (Mapping[str, Tensor]): State dict with the keys of the official
-            release of 2021, without prefixes.
+            release of 2021, without prefixes, as
+            :func:`read_official_checkpoint` gives it.
         task (str, optional): ``'classification'`` or ``'segmentation'``.
             Defaults to None, told by the keys.
 
@@ -92,35 +123,65 @@ def convert_official_state_dict(
         ValueError: If the task is unknown or not the one of the state dict, or keys are
             not official ones; the message names them.
     """
-    if task is not None and task not in _HEAD_RULES:
-        raise ValueError(f'task must be one of {tuple(_HEAD_RULES)}, got {task!r}')
-    found = [name for name, key in _HEAD_KEY.items() if key in state_dict]
-    if len(found) != 1 or task not in (None, *found):
-        raise ValueError(
-            f'task={task!r}: a state dict of a classifier has the key '
-            f'{_HEAD_KEY["classification"]!r}, one of a segmentor has '
-            f'{_HEAD_KEY["segmentation"]!r}; this one has the keys of {found or "none"}'
-        )
-    rules = {**_BACKBONE_RULES, **_HEAD_RULES[found[0]]}
-    names = {key: _rename(key, rules) for key in state_dict}
+    if task not in (None, *TASKS):
+        raise ValueError(f'task must be one of {TASKS}, got {task!r}')
+    told = tell_task(state_dict)
+    if task not in (None, told):
+        raise ValueError(f'task={task!r}, but the keys are those of {told}')
+    names = {key: _translate(key, _NAMES[told]) for key in state_dict}
     unknown = [key for key, name in names.items() if name is None]
     if unknown:
-        raise ValueError(f'not keys of an official {found[0]} model: {unknown}')
+        raise ValueError(f'not keys of an official {told} model: {unknown}')
 
-    converted = {names[key]: tensor for key, tensor in state_dict.items()}
-    if _FOLDED_BIAS in converted:
-        bias = converted.pop(_FOLDED_BIAS)
-        converted[_FOLDED_INTO] = converted[_FOLDED_INTO] - bias
+    converted = {
+        names[key]: tensor for key, tensor in state_dict.items() if key != _FOLDED_BIAS
+    }
+    if _FOLDED_BIAS in state_dict:
+        mean = converted[_FOLDED_INTO]
+        converted[_FOLDED_INTO] = mean - state_dict[_FOLDED_BIAS]
     return converted
 
 
-def _rename(key: str, rules: Mapping[str, str]) -> Optional[str]:
-    stem = re.fullmatch(r'downsample\.(\d+)\.(\w+)', key)
-    if stem:
-        # Convolution, norm and activation of each step stand in one flat sequence.
-        step, layer = divmod(int(stem[1]), 3)
-        return f'backbone.stem.{step}.{("conv", "bn")[layer]}.{stem[2]}'
-    for pattern, name in rules.items():
-        if re.fullmatch(pattern, key):
-            return re.sub(pattern, name, key)
+def check_official_state_dict(
+    state_dict: Mapping[str, Tensor], model: nn.Module
+) -> None:
+    """Makes sure that a model holds an official state dict, key by key.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): Official state dict, without prefixes.
+        model (nn.Module): Whole model of a toolbox; may be on the meta device.
+
+    Raises:
+        ValueError: If keys are missing or too many, or tensors have other shapes. The
+            message names all of them; by their official names, where they have one.
+    """
+    task = tell_task(state_dict)
+    expected = {}
+    for name, tensor in model.state_dict().items():
+        key = _translate(name, [pair[::-1] for pair in _NAMES[task]])
+        expected[key or name] = tuple(tensor.shape)
+        if task == 'segmentation' and name == _FOLDED_INTO:
+            expected[_FOLDED_BIAS] = tuple(tensor.shape)
+    problems = [
+        *(f'missing: {key}' for key in expected if key not in state_dict),
+        *(f'too many: {key}' for key in state_dict if key not in expected),
+        *(
+            f'misshapen: {key} is {tuple(state_dict[key].shape)}, not {shape}'
+            for key, shape in expected.items()
+            if key in state_dict and tuple(state_dict[key].shape) != shape
+        ),
+    ]
+    if problems:
+        raise ValueError(
+            f'{len(problems)} of {len({*expected, *state_dict})} tensors do not fit '
+            'the model:\n' + '\n'.join(f'  {problem}' for problem in problems)
+        )
+
+
+def _translate(name: str, pairs: Sequence[tuple[str, str]]) -> Optional[str]:
+    for source, target in pairs:
+        pattern = re.escape(source).replace(r'\*', r'([^.]+)')
+        match = re.fullmatch(pattern, name)
+        if match:
+            return target.replace('*', '{}').format(*match.groups())
     return None

@@ -79,7 +79,7 @@ def load_runner_config(args: argparse.Namespace) -> Config:
 
 
 def build_model(cfg: Config) -> BaseModel:
-    """Builds the model of a config in evaluation mode, with weights not yet set."""
+    """Builds the model of a config in evaluation mode, without SyncBN."""
     init_default_scope(cfg.default_scope)
     import_module(f'{cfg.default_scope}.models')
     if 'data_preprocessor' in cfg:

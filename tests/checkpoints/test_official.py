@@ -5,9 +5,13 @@ import mmseg.models
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from torch import nn
 from torch.nn import functional as F
 
-from mdeq_mm.checkpoints import convert_official_state_dict
+from mdeq_mm.checkpoints import (
+    check_official_state_dict,
+    convert_official_state_dict,
+)
 from mdeq_mm.deq import (
     BroydenSolver,
     PicardSolver,
@@ -346,7 +350,9 @@ class TestConvert:
 
     def test_wrong_task(self, golden):
         wrong = {'classification': 'segmentation', 'segmentation': 'classification'}
-        with pytest.raises(ValueError, match=f'has the keys of .*{golden.task}'):
+        with pytest.raises(
+            ValueError, match=f'but the keys are those of {golden.task}'
+        ):
             convert_official_state_dict(golden.state, task=wrong[golden.task])
 
     def test_foreign_keys_are_named(self, golden):
@@ -355,5 +361,48 @@ class TestConvert:
             convert_official_state_dict(state)
 
     def test_not_a_whole_model(self):
-        with pytest.raises(ValueError, match='the keys of none'):
+        with pytest.raises(ValueError, match='has neither: stage0.0.weight'):
             convert_official_state_dict({'stage0.0.weight': torch.zeros(1)})
+
+    def test_both_heads(self, golden):
+        state = {**golden.state, 'classifier.weight': 0, 'last_layer.3.weight': 0}
+        with pytest.raises(ValueError, match='has both'):
+            convert_official_state_dict(state)
+
+
+class TestCheck:
+    def test_fits(self, golden, model):
+        check_official_state_dict(golden.state, model)
+
+    def test_every_problem_is_named(self, golden, model):
+        names = list(golden.state)
+        gone, changed = names[1::9], names[2::9]
+        state = {name: golden.state[name] for name in names if name not in gone}
+        for name in changed:
+            shape = [size + 1 for size in state[name].shape] or [1]
+            state[name] = torch.zeros(shape)
+        added = ['fullstage.oddity.weight', 'stage9.0.weight']
+        state.update({name: torch.zeros(1) for name in added})
+        with pytest.raises(ValueError, match='tensors do not fit the model') as error:
+            check_official_state_dict(state, model)
+        listed = [line.split() for line in str(error.value).splitlines()[1:]]
+
+        def named(kind):
+            return {words[1] for words in listed if words[0] == kind}
+
+        assert named('missing:') == set(gone)
+        assert {words[2] for words in listed if words[0] == 'too'} == set(added)
+        assert named('misshapen:') == set(changed)
+
+    def test_the_bias_that_is_folded_is_needed(self, golden, model):
+        if golden.task == 'classification':
+            pytest.skip('has no such bias')
+        state = {k: v for k, v in golden.state.items() if k != FOLDED_BIAS}
+        with pytest.raises(ValueError, match=rf'1 of .*\n  missing: {FOLDED_BIAS}$'):
+            check_official_state_dict(state, model)
+
+    def test_what_has_no_official_name(self, golden, model):
+        with_more = nn.ModuleDict(dict(model.named_children()))
+        with_more['extra'] = nn.Linear(2, 2, bias=False)
+        with pytest.raises(ValueError, match='1 of .*\n  missing: extra.weight$'):
+            check_official_state_dict(golden.state, with_more)

@@ -1,0 +1,411 @@
+"""The converter of official checkpoints, by its command line."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import load_checkpoint
+
+from mdeq_mm import __version__
+from mdeq_mm.deq import BroydenSolver
+from mdeq_mm.models import MDEQ
+from mdeq_mm.utils.launch import build_model
+
+TOOL = 'tools/model_converters/mdeq_to_mm.py'
+
+
+@pytest.fixture(scope='session')
+def tool(root):
+    spec = importlib.util.spec_from_file_location('mdeq_to_mm', root / TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(root):
+    """Runs the tool in a process of its own."""
+
+    def run_tool(*args):
+        return subprocess.run(
+            [sys.executable, str(root / TOOL), *map(str, args)],
+            env={**os.environ, 'PYTHONPATH': str(root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run_tool
+
+
+@pytest.fixture
+def official(golden):
+    """State dict as the release of 2021 saves it."""
+    return {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in golden.state.items()
+    }
+
+
+def training_checkpoint(state):
+    parameter = torch.nn.Parameter(torch.rand(3))
+    optimizer = torch.optim.SGD([parameter], 0.1, momentum=0.9)
+    parameter.grad = torch.rand(3)
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10, 1e-6)
+    return dict(
+        epoch=3,
+        model='cls_mdeq',
+        state_dict=state,
+        perf=75.5,
+        optimizer=optimizer.state_dict(),
+        lr_scheduler=scheduler.state_dict(),
+        train_global_steps=100,
+    )
+
+
+def with_loss(state):
+    wrapped = {f'model.{key}': tensor for key, tensor in state.items()}
+    return {**wrapped, 'loss.criterion.weight': torch.rand(19)}
+
+
+def parallel(state):
+    return {f'module.{key}': tensor for key, tensor in state.items()}
+
+
+def release_2020(state):
+    """With the copies of the cell; the frozen ones have plain weights."""
+    same, frozen = {}, {}
+    for key, tensor in state.items():
+        if not key.startswith('fullstage.'):
+            continue
+        name = key[len('fullstage.') :]
+        same[name] = tensor
+        if name.endswith('weight_v'):
+            g = state[key[:-1] + 'g']
+            norm = tensor.flatten(1).norm(dim=1).view_as(g)
+            frozen[name[: -len('_v')]] = g * tensor / norm
+        elif not name.endswith('weight_g'):
+            frozen[name] = tensor
+    return {
+        **state,
+        **{f'fullstage_copy.{name}': tensor for name, tensor in frozen.items()},
+        **{f'deq.func.{name}': tensor for name, tensor in same.items()},
+        **{f'deq.func_copy.{name}': tensor for name, tensor in frozen.items()},
+    }
+
+
+def in_float16(state):
+    return {
+        key: tensor.half() if tensor.is_floating_point() else tensor
+        for key, tensor in state.items()
+    }
+
+
+VARIANTS = {
+    'plain': lambda state: state,
+    'training checkpoint': training_checkpoint,
+    'parallel': parallel,
+    'with loss': with_loss,
+    'training checkpoint with loss': lambda s: training_checkpoint(with_loss(s)),
+    'parallel with loss': lambda s: parallel(with_loss(s)),
+    '2020': release_2020,
+    '2020, training checkpoint': lambda s: training_checkpoint(release_2020(s)),
+    '2020 with loss': lambda s: with_loss(release_2020(s)),
+    'float16': in_float16,
+}
+
+
+def printed_config(output):
+    """The config that ``--inspect`` prints behind the facts."""
+    return Config.fromstring(output.split('\n\n', 1)[1], '.py')
+
+
+def check_logits(golden, cfg, path):
+    """A stock model with the converted checkpoint has the reference's logits."""
+    model = build_model(cfg)
+    load_checkpoint(model, str(path), map_location='cpu', strict=True)
+    model = model.double().eval()
+    model.backbone.equilibrium.solver = BroydenSolver(200, 1e-14, 'rel', memory=60)
+    head = model.head if golden.task == 'classification' else model.decode_head
+    with torch.no_grad():
+        logits = head(model.extract_feat(golden.ref['input/x']))
+    # The weights are exact in float32; so is what the head's norm takes in.
+    torch.testing.assert_close(logits, golden.ref['eq/logits'], rtol=0, atol=1e-9)
+
+
+class TestConvert:
+    @pytest.mark.parametrize('variant', VARIANTS)
+    def test_logits(self, golden, official, tool, tmp_path, capsys, variant):
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
+        zipped = variant != 'plain'  # the oldest files are in the older format
+        content = VARIANTS[variant](official)
+        torch.save(content, src, _use_new_zipfile_serialization=zipped)
+        assert tool.main([str(src), '--inspect']) == 0
+        cfg = printed_config(capsys.readouterr().out)
+        assert tool.main([str(src), str(dst)]) == 0
+        check_logits(golden, cfg, dst)
+
+    @pytest.mark.parametrize('golden', ['microseg'], indirect=True)
+    def test_process(self, golden, official, run, tmp_path):
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'new' / 'converted.pth'
+        torch.save(official, src)
+        inspected = run(src, '--inspect')
+        assert inspected.returncode == 0, inspected.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ['official.pkl']
+        result = run(src, dst)
+        assert result.returncode == 0, result.stderr
+        assert f'written: {dst}' in result.stdout
+        assert [path.name for path in dst.parent.iterdir()] == ['converted.pth']
+        check_logits(golden, printed_config(inspected.stdout), dst)
+
+    def test_meta(self, golden, official, tool, tmp_path, capsys):
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
+        torch.save(release_2020(official), src)
+        assert tool.main([str(src), str(dst)]) == 0
+        printed = capsys.readouterr().out
+        converted = torch.load(dst, weights_only=True)
+        assert set(converted) == {'meta', 'state_dict'}
+        meta = converted['meta']
+        digest = meta.pop('source_sha256')
+        assert len(digest) == 64
+        assert f'sha256: {digest}' in printed
+        channels = tuple(golden.config['num_channels'])
+        assert meta == dict(
+            mdeq_mm_version=__version__,
+            task=golden.task,
+            arch='tiny' if golden.name == 'tiny2' else dict(channels=channels),
+            num_classes=golden.config['num_classes'],
+            source='official.pkl',
+            source_release='2020',
+        )
+        floating = [
+            v for v in converted['state_dict'].values() if v.is_floating_point()
+        ]
+        assert {tensor.dtype for tensor in floating} == {torch.float32}
+
+    def test_backbone_starts_from_it(self, golden, official, tool, tmp_path):
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
+        torch.save(official, src)
+        assert tool.main([str(src), str(dst)]) == 0
+        arch = torch.load(dst, weights_only=True)['meta']['arch']
+        init_cfg = dict(type='Pretrained', prefix='backbone.', checkpoint=str(dst))
+        backbone = MDEQ(arch=arch, init_cfg=init_cfg)
+        backbone.init_weights()
+        converted = torch.load(dst, weights_only=True)['state_dict']
+        for name, tensor in backbone.state_dict().items():
+            assert torch.equal(tensor, converted[f'backbone.{name}']), name
+
+    def test_config(self, golden, official, tool, root, tmp_path, capsys):
+        """With a config, its model is the one that has to fit."""
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
+        torch.save(official, src)
+        config = root / 'configs/classification/mdeq-tiny_2xb64_cifar10.py'
+        code = tool.main([str(src), str(dst), '--config', str(config)])
+        message = capsys.readouterr().err
+        if golden.name == 'tiny2':
+            assert code == 0
+            check_logits(golden, Config.fromfile(config), dst)
+        else:
+            assert code == 1
+            assert 'tensors do not fit the model' in message
+            key = 'fullstage.branches.0.blocks.0.conv1.weight_v'
+            assert f'misshapen: {key} is (40, 8, 3, 3), not (120, 24, 3, 3)' in message
+            assert not dst.exists()
+
+
+class TestImageNetSmall:
+    @pytest.mark.parametrize('release', ['2020', '2021'])
+    def test_published_keys(self, shared, tool, tmp_path, capsys, release):
+        table = shared / 'golden' / f'keys_imagenet_small_{release}.txt'
+        state = {}
+        for line in table.read_text().splitlines():
+            if line.startswith(('#', 'key\t')):
+                continue
+            key, shape, dtype, _ = line.split('\t')
+            shape = [int(size) for size in shape.strip('()').split(',') if size]
+            if key.startswith('deq.func.'):
+                state[key] = state[key.replace('deq.func.', 'fullstage.')]
+            elif dtype == 'int64':
+                state[key] = torch.tensor(1)
+            else:
+                state[key] = torch.rand(shape)
+        assert len(state) == {'2020': 512, '2021': 224}[release]
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
+        torch.save(state, src)
+        assert tool.main([str(src), str(dst)]) == 0
+        printed = capsys.readouterr().out
+        for fact in (
+            f'release: {release}',
+            'task: classification',
+            'arch: small',
+            'classes: 1000',
+            'parameters: 16,808,936',
+            'head: head_channels=(24, 48, 96, 192), out_channels=2048',
+        ):
+            assert f'{fact}\n' in printed
+        assert 'strides are not told' not in printed
+        for prefix, n_keys in (
+            ('fullstage_copy', 92),
+            ('deq.func', 104),
+            ('deq.func_copy', 92),
+        ):
+            dropped = f'dropped {prefix}.*: {n_keys} keys\n'
+            assert (dropped in printed) == (release == '2020')
+        backbone = MDEQ('small')
+        load_checkpoint(backbone, str(dst), revise_keys=[(r'^backbone\.', '')])
+        weight = backbone.equilibrium.cell.branches[3][0].conv1.weight
+        prefix = 'fullstage.branches.3.blocks.0.conv1.weight'
+        expected = torch._weight_norm(state[f'{prefix}_v'], state[f'{prefix}_g'])
+        torch.testing.assert_close(weight, expected)
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+@pytest.fixture
+def state(shared):
+    arrays = np.load(shared / 'golden' / 'tiny2.state.npz', allow_pickle=False)
+    return {
+        key: torch.from_numpy(arrays[key].astype('float32'))
+        if arrays[key].dtype == np.float16
+        else torch.from_numpy(arrays[key])
+        for key in arrays
+    }
+
+
+@pytest.fixture
+def refuse(tool, tmp_path, capsys):
+    """Converts what must fail; nothing may be left. Returns the message."""
+
+    def run_tool(content, *args):
+        src = tmp_path / 'official.pkl'
+        if isinstance(content, bytes):
+            src.write_bytes(content)
+        else:
+            torch.save(content, src)
+        before = sorted(tmp_path.rglob('*'))
+        assert tool.main([str(src), str(tmp_path / 'out' / 'new.pth'), *args]) == 1
+        assert sorted(tmp_path.rglob('*')) == before
+        message = capsys.readouterr().err
+        assert message.startswith('error: ')
+        return message
+
+    return run_tool
+
+
+class TestErrors:
+    def test_code_in_a_pickle(self, state, run, tmp_path):
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
+        torch.save(dict(state_dict=state, perf=Trap(tmp_path / 'ran')), src)
+        for args in ((src, dst), (src, '--inspect')):
+            result = run(*args)
+            assert result.returncode == 1
+            assert f'error: {src} is refused and nothing in it was run' in result.stderr
+            assert f'asks for {open.__module__}.open' in result.stderr
+            assert 'Traceback' not in result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ['official.pkl']
+
+    def test_truncated(self, state, refuse, tmp_path):
+        torch.save(state, tmp_path / 'whole.pkl')
+        content = (tmp_path / 'whole.pkl').read_bytes()
+        assert 'is truncated' in refuse(content[: len(content) // 2])
+
+    def test_text(self, refuse):
+        assert 'is not what torch.save writes' in refuse(b'some words\n')
+
+    def test_foreign_model(self, refuse):
+        message = refuse({'conv1.weight': torch.zeros(1), 'bn1.bias': torch.zeros(1)})
+        assert 'not an official model' in message
+        assert 'conv1.weight, bn1.bias' in message
+
+    def test_converted_already(self, state, refuse, tool, tmp_path):
+        src, dst = tmp_path / 'first.pkl', tmp_path / 'converted.pth'
+        torch.save(state, src)
+        assert tool.main([str(src), str(dst)]) == 0
+        message = refuse(dst.read_bytes())
+        assert 'has the names of the toolboxes already' in message
+
+    def test_keys_that_do_not_fit(self, state, refuse):
+        del state['classifier.bias']
+        del state['fullstage.branches.1.blocks.0.conv1.weight_v']
+        state['fullstage.branches.0.blocks.0.gn3.weight'] = torch.zeros(25)
+        state['fullstage.oddity'] = torch.zeros(3)
+        lines = refuse(state).splitlines()
+        assert lines == [
+            'error: 4 of 95 tensors do not fit the model:',
+            '  missing: fullstage.branches.1.blocks.0.conv1.weight_v',
+            '  missing: classifier.bias',
+            '  too many: fullstage.oddity',
+            '  misshapen: fullstage.branches.0.blocks.0.gn3.weight is (25,), not (24,)',
+        ]
+
+    def test_no_model_has_the_shapes(self, state, refuse):
+        """Twelve channels do not split into eight groups."""
+        halved = {
+            key: tensor[: (len(tensor) + 1) // 2]
+            if key.startswith('fullstage.')
+            else tensor
+            for key, tensor in state.items()
+        }
+        message = refuse(halved)
+        assert 'the model could not be built (--config can name another one)' in message
+        assert 'divisible by num_groups=8' in message
+
+    def test_config_of_no_toolbox(self, state, refuse, tmp_path):
+        config = tmp_path / 'config.py'
+        config.write_text('model = dict()\n')
+        message = refuse(state, '--config', str(config))
+        assert 'default_scope' in message
+
+    def test_toolbox_is_missing(self, state, refuse, monkeypatch):
+        monkeypatch.setitem(sys.modules, 'mmpretrain.models', None)
+        assert 'the model is one of mmpretrain: ' in refuse(state)
+
+    def test_target_is_a_directory(self, state, tool, tmp_path, capsys):
+        src = tmp_path / 'official.pkl'
+        torch.save(state, src)
+        assert tool.main([str(src), str(tmp_path)]) == 1
+        assert 'DST must be a file' in capsys.readouterr().err
+
+    def test_target_is_the_source(self, state, tool, tmp_path, capsys):
+        src = tmp_path / 'official.pkl'
+        torch.save(state, src)
+        before = src.read_bytes()
+        assert tool.main([str(src), str(tmp_path / '.' / 'official.pkl')]) == 1
+        assert 'SRC and DST are the same file' in capsys.readouterr().err
+        assert src.read_bytes() == before
+
+    @pytest.mark.parametrize('error', [OSError, RuntimeError])
+    def test_disk_is_full(self, state, tool, tmp_path, capsys, monkeypatch, error):
+        src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
+        torch.save(state, src)
+        dst.write_bytes(b'an older one')
+
+        def save(checkpoint, file):
+            file.write(b'some of it')
+            raise error('no space left')
+
+        monkeypatch.setattr(tool.torch, 'save', save)
+        assert tool.main([str(src), str(dst)]) == 1
+        assert 'no space left' in capsys.readouterr().err
+        assert dst.read_bytes() == b'an older one'
+        assert {path.name for path in tmp_path.iterdir()} == {src.name, dst.name}
+
+    @pytest.mark.parametrize('args', [[], ['new.pth', '--inspect']])
+    def test_either_target_or_inspect(self, tool, capsys, args):
+        with pytest.raises(SystemExit, match='2'):
+            tool.main(['official.pkl', *args])
+        assert 'give either DST or --inspect' in capsys.readouterr().err
