@@ -111,6 +111,27 @@ class TestEquilibriumLayer:
         _, solution = layer(INJECTIONS)
         assert solution.inverse_jacobian is None
 
+    def test_converged_samples_leave_the_batch(self, layer):
+        """In inference; the expanded zeros of coarse branches are not written out."""
+        injections = (torch.randn(4, 3, 4, 4), torch.zeros(()).expand(4, 5, 2, 2))
+        injections[0][1] = 0
+        rows, strides = [], []
+
+        def note(cell, args):
+            rows.append(len(args[0][0]))
+            strides.append(args[1][1].stride(0))
+
+        layer.cell.register_forward_pre_hook(note)
+        with torch.no_grad():
+            features, solution = layer.eval()(injections)
+        assert rows == [4, *[3] * (len(rows) - 1)]
+        assert set(strides) == {0}
+        assert solution.n_evals[1] == 1
+        torch.testing.assert_close(features[0], 2 * injections[0], rtol=1e-4, atol=1e-4)
+        rows.clear()
+        layer.train()(injections)
+        assert set(rows) == {4}
+
     def test_adjoint_from_the_inverse_of_the_forward_solve(self, layer):
         gradients = []
         for init in ImplicitGradient.INITS:

@@ -271,6 +271,10 @@ class MDEQ(BaseModule):
         """
         for module in self.equilibrium.cell.modules():
             if parametrize.is_parametrized(module, 'weight'):
+                # torch deletes the property from the class, which deep copies of the
+                # model share, so the module gets one of its own first.
+                cls = type(module)
+                module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
                 parametrize.remove_parametrizations(module, 'weight')
 
     def _freeze_stages(self) -> None:

@@ -106,6 +106,56 @@ class TestEverySolver:
             assert torch.equal(iterate, seen[number - 1])
         assert solver.solve(f, z0).iterates == {}
 
+    def test_stopped_samples_leave_the_batch(self, cls, kwargs):
+        """With the results of the whole batch, and less work by what had stopped."""
+        f = contraction()
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        n_rows = []
+
+        def counted(rows):
+            def restricted(z):
+                n_rows.append(len(z))
+                return f(z, rows)
+
+            return restricted
+
+        solver = cls(max_evals=2000, tol=1e-10, **kwargs)
+        whole = solver.solve(f, z0)
+        every = torch.arange(8)
+        found = solver.solve(counted(every), z0, restrict=counted)
+        assert found.inverse_jacobian is None
+        for name in ('state', 'residual', 'trace'):
+            torch.testing.assert_close(
+                getattr(found, name), getattr(whole, name), rtol=0, atol=1e-9
+            )
+        assert torch.equal(found.status, whole.status)
+        assert torch.equal(found.n_evals, whole.n_evals)
+        assert sum(n_rows) == whole.n_evals.sum()
+        assert sum(n_rows) <= 0.75 * 8 * whole.n_evals.max()
+
+    def test_broken_samples_leave_the_batch(self, cls, kwargs):
+        f = contraction()
+
+        def breaking(rows):
+            def restricted(z):
+                fz = f(z, rows)
+                fz[rows == 2] = torch.nan
+                return fz
+
+            return restricted
+
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+        solver = cls(max_evals=2000, tol=1e-10, **kwargs)
+        found = solver.solve(breaking(torch.arange(8)), z0, restrict=breaking)
+        assert found.status.tolist() == [0, 0, 2, 0, 0, 0, 0, 0]
+        assert found.state.isfinite().all()
+
+    def test_keep_and_restrict_exclude_each_other(self, cls, kwargs):
+        with pytest.raises(ValueError, match='keep and restrict'):
+            cls(**kwargs).solve(
+                torch.tanh, torch.zeros(1, 2), keep=(1,), restrict=lambda rows: None
+            )
+
     def test_kept_iterates_are_finite(self, cls, kwargs):
         f = contraction()
 

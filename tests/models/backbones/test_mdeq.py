@@ -330,6 +330,17 @@ class TestDeploy:
             torch.testing.assert_close(a, b)
         assert not any('parametrizations' in name for name in model.state_dict())
 
+    def test_copies_are_not_touched(self, calm):
+        """An averaged model, for one, is a deep copy."""
+        model = calm(small()).eval()
+        image = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            expected = model(image)
+            copy.deepcopy(model).switch_to_deploy()
+            actual = model(image)
+        for a, b in zip(actual, expected):
+            assert torch.equal(a, b)
+
     def test_checkpoint_of_a_deployed_model(self, calm):
         model = calm(small()).eval()
         model.switch_to_deploy()
