@@ -46,6 +46,6 @@ def plot_bars(
     axes.margins(x=0.1)
     axes.set_xlabel(label)
     axes.set_title(title)
-    axes.legend(fontsize=8)
+    figure.legend(loc='outside right upper', fontsize=8)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150)

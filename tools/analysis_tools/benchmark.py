@@ -141,10 +141,10 @@ def load_problem(args: Namespace) -> tuple[nn.Module, Tensor, int]:
         cfg.test_dataloader.batch_size = args.batch_size
         model, loader = load_model(cfg, args.checkpoint)
         backbone = model.backbone
-    backbone = backbone.to(device).eval()
     found = find_layer(backbone)
     if found is None:
         raise ValueError(f'{args.command} needs an MDEQ, {args.config} has none')
+    backbone = backbone.to(device).eval()
     if args.checkpoint is None or args.shape is not None:
         images = torch.randn(
             args.batch_size, backbone.in_channels, *shape, device=device
