@@ -126,7 +126,7 @@ def check_args(args: Namespace, parser: argparse.ArgumentParser) -> None:
     if args.command == 'solvers' and args.torchdeq and not has_torchdeq():
         parser.error(
             '--torchdeq needs the package torchdeq, which is not installed: '
-            'pip install torchdeq==0.1.0'
+            'pip install torchdeq'
         )
 
 
