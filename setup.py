@@ -69,7 +69,10 @@ setup(
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     python_requires='>=3.9',
     install_requires=requirements('runtime.txt'),
-    extras_require={'visualization': requirements('optional.txt')},
+    extras_require={
+        'benchmark': requirements('benchmark.txt'),
+        'visualization': requirements('optional.txt'),
+    },
     classifiers=[
         'Development Status :: 4 - Beta',
         'License :: OSI Approved :: Apache Software License',

@@ -7,6 +7,7 @@ import os
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
+from typing import Optional
 
 import torch.distributed
 from mmengine.config import Config, DictAction
@@ -14,7 +15,10 @@ from mmengine.device import get_device
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
+from torch import nn
 from torch.utils.data import DataLoader
+
+from ..deq import EquilibriumLayer
 
 SCOPES = ('mmseg', 'mmpretrain')
 
@@ -92,6 +96,28 @@ def load_model(cfg: Config, checkpoint: str) -> tuple[BaseModel, DataLoader]:
     model = build_model(cfg)
     load_checkpoint(model, checkpoint, map_location='cpu')
     return model.to(get_device()), Runner.build_dataloader(cfg.test_dataloader)
+
+
+def image_shape(cfg: Config) -> tuple[int, int]:
+    """Returns the size ``(H, W)`` that the data preprocessor of a config pads to."""
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    height, width = preprocessor.get('size') or (224, 224)
+    return height, width
+
+
+def find_layer(model: nn.Module) -> Optional[tuple[str, EquilibriumLayer]]:
+    """Returns name and module of the equilibrium layer, None if there is none."""
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, EquilibriumLayer)
+    ]
+    if len(layers) > 1:
+        raise ValueError(
+            'a model must have at most one equilibrium layer, '
+            f'got {", ".join(name for name, _ in layers)}'
+        )
+    return layers[0] if layers else None
 
 
 def prepare_cpu_processes(cfg: Config) -> None:

@@ -5,8 +5,6 @@ cosine between the gradient of all parameters and the exact one.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from mmengine.model import BaseModel
@@ -21,6 +19,7 @@ from mdeq_mm.deq import (
     UnrolledGradient,
 )
 from mdeq_mm.utils.launch import add_cfg_options, load_config, load_model
+from mdeq_mm.utils.measure import count_saved_bytes, count_work
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,45 +36,19 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@contextmanager
-def count_saved_bytes(model: BaseModel) -> Iterator[list[int]]:
-    """Counts the bytes that autograd saves, without those of the parameters."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage
-        return tensor
-
-    total = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield total
-    total.append(sum(storage.nbytes() for storage in storages.values()))
-
-
 def step(
     model: BaseModel, layer: EquilibriumLayer, data: dict
 ) -> tuple[Tensor, int, int, int]:
     """Returns gradient, evaluations, products of the adjoint solve, and saved bytes."""
-    solutions, calls = [], []
-    handles = [
-        layer.register_forward_hook(lambda *args: solutions.append(args[2][1])),
-        layer.cell.register_forward_hook(lambda *args: calls.append(1)),
-    ]
     model.zero_grad()
-    with count_saved_bytes(model) as saved:
-        loss, _ = model.parse_losses(model(**data, mode='loss'))
-    loss.backward()
-    for handle in handles:
-        handle.remove()
+    with count_work(layer) as work:
+        with count_saved_bytes(model) as saved:
+            loss, _ = model.parse_losses(model(**data, mode='loss'))
+        loss.backward()
     gradient = torch.cat(
         [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     )
-    adjoints = [s.adjoint for s in solutions if s is not None and s.adjoint is not None]
-    products = sum(len(adjoint.trace) for adjoint in adjoints)
-    return gradient, len(calls), products, saved[0]
+    return gradient, work.evaluations, work.products, saved[0]
 
 
 def main() -> None:

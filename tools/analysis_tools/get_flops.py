@@ -18,12 +18,16 @@ from typing import NamedTuple, Optional
 
 import torch
 from mmengine.analysis import FlopAnalyzer
-from mmengine.config import Config
 from mmengine.model import BaseModel
-from torch import nn
 
-from mdeq_mm.deq import EquilibriumLayer, UnrolledGradient
-from mdeq_mm.utils.launch import add_cfg_options, build_model, load_config
+from mdeq_mm.deq import UnrolledGradient
+from mdeq_mm.utils.launch import (
+    add_cfg_options,
+    build_model,
+    find_layer,
+    image_shape,
+    load_config,
+)
 
 CELL = 'cell, one evaluation'
 
@@ -61,28 +65,6 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     if args.evals is not None and args.evals < 1:
         parser.error(f'--evals must be at least 1, got {args.evals}')
     return args
-
-
-def image_shape(cfg: Config) -> tuple[int, int]:
-    """Returns the size ``(H, W)`` that the data preprocessor of a config pads to."""
-    preprocessor = cfg.model.get('data_preprocessor') or {}
-    height, width = preprocessor.get('size') or (224, 224)
-    return height, width
-
-
-def find_layer(model: nn.Module) -> Optional[tuple[str, EquilibriumLayer]]:
-    """Returns name and module of the equilibrium layer, None if there is none."""
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, EquilibriumLayer)
-    ]
-    if len(layers) > 1:
-        raise ValueError(
-            'a model must have at most one equilibrium layer, '
-            f'got {", ".join(name for name, _ in layers)}'
-        )
-    return layers[0] if layers else None
 
 
 def count_parts(model: BaseModel, shape: tuple[int, int]) -> dict[str, Part]:

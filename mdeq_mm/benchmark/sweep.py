@@ -1,0 +1,98 @@
+"""Which settings of the solvers need the fewest evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..deq import AndersonSolver, BroydenSolver, FixedPointSolver, PicardSolver
+from .problems import Problem, at_equilibrium, evaluations_to, residuals
+
+TOLERANCES = (1e-2, 1e-3, 1e-4)
+
+
+@dataclass
+class Grid:
+    """Settings to try.
+
+    Attributes:
+        memory (Sequence[int]): Of Broyden's method.
+        window (Sequence[int]): Of Anderson acceleration, as are the next two.
+        ridge (Sequence[float])
+        mixing (Sequence[float])
+        damping (Sequence[float]): Of Picard iteration.
+    """
+
+    memory: Sequence[int] = (3, 5, 8, 10, 15, 30)
+    window: Sequence[int] = (3, 4, 5, 6, 8, 10)
+    ridge: Sequence[float] = (1e-8, 1e-6, 1e-4, 1e-2)
+    mixing: Sequence[float] = (0.8, 1.0)
+    damping: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 1.0)
+
+    def solvers(self, n_evals: int) -> Iterator[tuple[str, FixedPointSolver]]:
+        """Yields solvers that spend the whole budget, with their names."""
+        kinds = (
+            (BroydenSolver, ('memory',)),
+            (AndersonSolver, ('window', 'ridge', 'mixing')),
+            (PicardSolver, ('damping',)),
+        )
+        for kind, names in kinds:
+            for values in product(*(getattr(self, name) for name in names)):
+                settings = dict(zip(names, values))
+                listed = ', '.join(f'{key}={settings[key]:g}' for key in names)
+                solver = kind(max_evals=n_evals, tol=0, **settings)
+                yield f'{kind.__name__}({listed})', solver
+
+
+def sweep(
+    backbone: nn.Module, images: Tensor, n_evals: int, grid: Grid
+) -> dict[str, list[dict[str, Any]]]:
+    """Counts the evaluations that solvers of all settings need.
+
+    Args:
+        backbone (nn.Module): Backbone with an equilibrium layer, in evaluation mode.
+        images (Tensor): Images, ``(B, C, H, W)``.
+        n_evals (int): Budget.
+        grid (Grid): The settings.
+
+    Returns:
+        dict: For each problem the settings, best first: by the samples that reach the
+        tightest tolerance, then their largest and mean number of evaluations, then by
+        the other tolerances. Each is a dict of ``solver`` and ``evaluations_to``, that
+        of ``reached``, ``max`` and ``mean`` (None if no sample gets there).
+    """
+
+    def rows(problem: Problem) -> list[dict[str, Any]]:
+        found = []
+        for name, solver in grid.solvers(n_evals):
+            trace = residuals(solver.solve, problem)
+            counts = {f'{tol:g}': _summary(trace, tol) for tol in TOLERANCES}
+            found.append(dict(solver=name, evaluations_to=counts))
+        return sorted(found, key=_rank)
+
+    def measure(problems: dict[str, Problem]) -> dict[str, list[dict[str, Any]]]:
+        return {name: rows(problem) for name, problem in problems.items()}
+
+    return at_equilibrium(backbone, images, measure)
+
+
+def _summary(trace: Tensor, tol: float) -> dict[str, Any]:
+    numbers = [n for n in evaluations_to(trace, tol) if n is not None]
+    return dict(
+        reached=len(numbers),
+        max=max(numbers, default=None),
+        mean=sum(numbers) / len(numbers) if numbers else None,
+    )
+
+
+def _rank(row: dict[str, Any]) -> list[float]:
+    rank = []
+    for counts in reversed(row['evaluations_to'].values()):
+        rank.append(-counts['reached'])
+        rank += [counts[key] or math.inf for key in ('max', 'mean')]
+    return rank
