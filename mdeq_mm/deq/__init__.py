@@ -4,6 +4,7 @@ from .gradients import (
     PhantomGradient,
     UnrolledGradient,
 )
+from .initial_guess import InitialGuess, PreviousGuess, ZeroGuess
 from .jacobian import spectral_radius, squared_frobenius_norm
 from .layer import EquilibriumLayer, Solve
 from .solvers import (
@@ -24,14 +25,17 @@ __all__ = [
     'EquilibriumLayer',
     'FixedPointSolver',
     'ImplicitGradient',
+    'InitialGuess',
     'LowRankInverse',
     'PhantomGradient',
     'PicardSolver',
+    'PreviousGuess',
     'Solution',
     'Solve',
     'SolveStatus',
     'StateLayout',
     'UnrolledGradient',
+    'ZeroGuess',
     'spectral_radius',
     'squared_frobenius_norm',
 ]

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .builder import build
 from .gradients import EquilibriumGradient, UnrolledGradient
+from .initial_guess import InitialGuess, zero_state
 from .solvers import FixedPointSolver, Solution
 from .solvers.base import FixedPointFunction
 from .state import StateLayout
@@ -27,12 +28,15 @@ class Solve:
         layout (StateLayout): Packs and unpacks its states.
         state (Tensor): The state the layer returns, ``(B, N)``.
         solution (Solution, optional): The solution; None where nothing was solved for.
+        guess (Tensor): The initial guess, ``(B, N)``, with a graph to its own
+            parameters if it has some. In the shallow mode nothing starts from it.
     """
 
     f: FixedPointFunction
     layout: StateLayout
     state: Tensor
     solution: Optional[Solution]
+    guess: Tensor
 
     def linearize(self) -> tuple[Tensor, Tensor]:
         """Returns ``z`` and ``f(z)`` at the result, ``(B, N)``, with a graph between.
@@ -70,6 +74,8 @@ class EquilibriumLayer(nn.Module):
         solver (FixedPointSolver or dict): Solver of the forward pass.
         gradient (EquilibriumGradient or dict): How to differentiate.
         num_layers (int): Applications of ``f`` in the shallow mode. Defaults to 5.
+        initial_guess (InitialGuess or dict): Where the solve starts. Defaults to
+            ``dict(type='ZeroGuess')``.
 
     Attributes:
         shallow (bool): Whether ``f`` is unrolled ``num_layers`` times from zero, in
@@ -84,12 +90,14 @@ class EquilibriumLayer(nn.Module):
         solver: Union[FixedPointSolver, dict],
         gradient: Union[EquilibriumGradient, dict],
         num_layers: int = 5,
+        initial_guess: Union[InitialGuess, dict] = dict(type='ZeroGuess'),
     ) -> None:
         super().__init__()
         self.cell = cell
         self.solver = build(solver, FixedPointSolver, 'forward_solver')
         self.gradient = build(gradient, EquilibriumGradient, 'gradient')
         self.shallow_gradient = UnrolledGradient(num_layers)
+        self.initial_guess = build(initial_guess, InitialGuess, 'initial_guess')
         self.shallow = False
         self.keep: Collection[int] = ()
         self._solve_hooks: OrderedDict[int, SolveHook] = OrderedDict()
@@ -124,12 +132,10 @@ class EquilibriumLayer(nn.Module):
             solution; None instead where nothing was solved for.
         """
         layout = StateLayout.of(injections)
-        first = injections[0]
-        z0 = torch.zeros(
-            (len(first), layout.numel),
-            dtype=torch.promote_types(first.dtype, torch.float32),
-            device=first.device,
-        )
+        dtype = torch.promote_types(injections[0].dtype, torch.float32)
+        guess = self.initial_guess(injections, layout, dtype)
+        # Only a loss of its own trains the guess.
+        z0 = zero_state(injections, layout, dtype) if self.shallow else guess.detach()
 
         def function_of(injections: Sequence[Tensor]) -> FixedPointFunction:
             def f(state: Tensor) -> Tensor:
@@ -147,7 +153,9 @@ class EquilibriumLayer(nn.Module):
                 tensor.requires_grad for tensor in (*self.parameters(), *injections)
             )
             state, solution = self._equilibrium(f, z0, differentiate, restrict)
-            solve = Solve(f, layout, state, solution)
+            if solution is not None:
+                self.initial_guess.update(solution.state, layout)
+            solve = Solve(f, layout, state, solution, guess)
             for hook in self._solve_hooks.values():
                 hook(self, solve)
         return layout.unpack(state), solution

@@ -1,5 +1,6 @@
 from .hooks import (
     ImplicitGradientHook,
+    InitialGuessLossHook,
     JacobianRegularizationHook,
     RandomStateHook,
     TrajectorySupervisionHook,
@@ -7,6 +8,7 @@ from .hooks import (
 
 __all__ = [
     'ImplicitGradientHook',
+    'InitialGuessLossHook',
     'JacobianRegularizationHook',
     'RandomStateHook',
     'TrajectorySupervisionHook',

@@ -1,6 +1,13 @@
 from .backbones import MDEQ
 from .cells import MultiscaleCell
+from .initial_guesses import ProjectedGuess
 from .losses import ClassWeightedCrossEntropyLoss
 from .necks import MDEQFuse
 
-__all__ = ['MDEQ', 'ClassWeightedCrossEntropyLoss', 'MDEQFuse', 'MultiscaleCell']
+__all__ = [
+    'MDEQ',
+    'ClassWeightedCrossEntropyLoss',
+    'MDEQFuse',
+    'MultiscaleCell',
+    'ProjectedGuess',
+]

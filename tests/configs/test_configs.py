@@ -225,6 +225,8 @@ def reduced(name, work_dir):
     cfg = Config.fromfile(CONFIGS / name)
     cfg.work_dir = str(work_dir)
     cfg.log_level = 'ERROR'
+    # Runners of one second would share a name, and with it the log.
+    cfg.experiment_name = f'reduced {name}'
     shrink_model(cfg.model)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)

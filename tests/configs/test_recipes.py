@@ -402,7 +402,7 @@ def test_schedule(recipe, cfg, tmp_path):
         param_scheduler=cfg.param_scheduler,
         default_scope=cfg.default_scope,
         log_level='ERROR',
-        experiment_name=recipe.name,
+        experiment_name=f'schedule of {recipe.name}',
     )
     n_iters = recipe.epochs * recipe.iters_per_epoch
     loop = runner.build_train_loop(cfg.train_cfg)

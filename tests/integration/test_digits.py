@@ -1,6 +1,7 @@
 """The built-in data sets, from conversion to prediction, as `make demo` runs them."""
 
 import hashlib
+from pathlib import Path
 
 import cv2
 import mmseg.apis
@@ -18,6 +19,11 @@ STATISTICS = {
     'backward_evals',
     'backward_residual',
 }
+
+# Elsewhere it is emulated, dozens of times slower than float32.
+HAS_BFLOAT16 = any(
+    flag in Path('/proc/cpuinfo').read_text() for flag in ('avx512_bf16', 'amx_bf16')
+)
 
 # mmengine refuses mixed precision without an accelerator; what is behind that runs.
 AMP_ON_CPU = """
@@ -127,6 +133,7 @@ class TestClassifier:
         assert phases == sorted(phases)
         assert 0 < sum(phases) < len(phases)
 
+    @pytest.mark.skipif(not HAS_BFLOAT16, reason='the CPU has no bfloat16')
     def test_bfloat16_is_as_accurate(
         self, run, classifier, config, workplace, tmp_path, scalars
     ):

@@ -71,6 +71,17 @@ def main() -> None:
         'Jacobian-free': PhantomGradient(1, 1.0),
         f'unrolled {solver.max_evals} times': UnrolledGradient(solver.max_evals),
     }
+    if isinstance(solver, BroydenSolver):
+        if isinstance(gradient, ImplicitGradient):
+            compared['as configured, from the inverse'] = ImplicitGradient(
+                gradient.solver, init='inverse'
+            )
+        for n in (0, 1, 5):
+            # The first product only tells the residual of the start.
+            refinement = BroydenSolver(n + 1, tol=0.0) if n else None
+            compared[f'SHINE, {n} refinements'] = ImplicitGradient(
+                refinement, init='inverse'
+            )
     layer.solver = solver
     print(f'forward: {solver}\nas configured: {type(gradient).__name__}')
     print(f'{"gradient":32}{"evaluations":>12}{"products":>10}{"MiB":>8}{"cosine":>9}')

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from ...deq import EquilibriumGradient, EquilibriumLayer, FixedPointSolver
+from ...deq import EquilibriumGradient, EquilibriumLayer, FixedPointSolver, InitialGuess
 from ..cells import MultiscaleCell
+from ..initial_guesses import ProjectedGuess
 
 
 @MODELS.register_module()
@@ -56,6 +57,9 @@ class MDEQ(BaseModule):
         gradient (EquilibriumGradient or dict): How to differentiate the equilibrium.
             Defaults to ``dict(type='ImplicitGradient', solver=dict(
             type='BroydenSolver', max_evals=27, tol=1e-3))``.
+        initial_guess (InitialGuess or dict): Where the solve starts: ``ZeroGuess``;
+            ``PreviousGuess``, for video; or ``ProjectedGuess``, which is learned.
+            Defaults to ``dict(type='ZeroGuess')``.
         num_layers (int): Applications of the cell in the shallow mode, see
             :class:`ImplicitGradientHook`. Defaults to 5.
         dropout (float): Probability of the variational dropout in the cell.
@@ -124,6 +128,7 @@ class MDEQ(BaseModule):
             type='ImplicitGradient',
             solver=dict(type='BroydenSolver', max_evals=27, tol=1e-3),
         ),
+        initial_guess: Union[InitialGuess, dict] = dict(type='ZeroGuess'),
         num_layers: int = 5,
         dropout: float = 0.0,
         frozen_stages: int = -1,
@@ -176,7 +181,13 @@ class MDEQ(BaseModule):
             self.injection.append(
                 ConvModule(channels[0], channels[0], 1, **conv_kwargs)
             )
-        self.equilibrium = EquilibriumLayer(cell, forward_solver, gradient, num_layers)
+        if isinstance(initial_guess, dict) and (
+            initial_guess.get('type') in ('ProjectedGuess', ProjectedGuess)
+        ):
+            initial_guess = dict(channels=channels, **initial_guess)
+        self.equilibrium = EquilibriumLayer(
+            cell, forward_solver, gradient, num_layers, initial_guess
+        )
         self._replayed: Optional[Sequence[Tensor]] = None
         self._freeze_stages()
         if deploy:

@@ -1,0 +1,3 @@
+from .projected_guess import ProjectedGuess
+
+__all__ = ['ProjectedGuess']

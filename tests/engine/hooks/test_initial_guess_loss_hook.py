@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from mdeq_mm.engine import InitialGuessLossHook
+from mdeq_mm.engine.hooks.initial_guess_loss_hook import relative_error
+
+HOOKS = [
+    dict(type='ImplicitGradientHook', pretrain_iters=2),
+    dict(type='InitialGuessLossHook', weight=0.5),
+]
+
+
+def make_model(**kwargs):
+    guess = dict(type='ProjectedGuess')
+    return dict(type='Classifier', dropout=0.0, initial_guess=guess, **kwargs)
+
+
+def history(runner, name):
+    return runner.message_hub.get_scalar(f'train/{name}').data[0].tolist()
+
+
+def test_relative_error():
+    guess = torch.tensor([[3.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
+    state = torch.tensor([[0.0, 4.0], [0.0, 5.0], [1.0, 1.0]])
+    assert relative_error(guess, state).item() == pytest.approx((25 / 16 + 1) / 3)
+
+
+class TestInitialGuessLossHook:
+    @pytest.mark.parametrize('shallow', [False, True])
+    def test_loss(self, make_runner, shallow):
+        """Every parameter takes part, the guess through this loss alone."""
+        runner = make_runner([], model=make_model())
+        InitialGuessLossHook(weight=0.5).before_train(runner)
+        model = runner.model
+        layer = model.backbone.equilibrium
+        layer.shallow = shallow
+        solves = []
+        layer.register_solve_hook(lambda *args: solves.append(args[1]))
+        images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+        losses = model(images=images, labels=labels, mode='loss')
+        (solve,) = solves
+        expected = (solve.guess - solve.state).square().sum(1)
+        expected = expected / solve.state.square().sum(1)
+        torch.testing.assert_close(losses['loss_initial_guess'], 0.5 * expected.mean())
+
+        losses['loss_initial_guess'].backward(retain_graph=True)
+        trained = {n for n, p in model.named_parameters() if p.grad is not None}
+        guess = {n for n, _ in model.named_parameters() if '.initial_guess.' in n}
+        assert trained == guess
+        losses['loss'].backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+    def test_training(self, make_runner):
+        runner = make_runner(
+            [
+                *HOOKS,
+                dict(type='TrajectorySupervisionHook', n_states=2),
+                dict(type='JacobianRegularizationHook', weight=0.1),
+            ],
+            model=make_model(),
+        )
+        runner.train()
+        assert len(history(runner, 'loss_initial_guess')) == 6
+        assert len(history(runner, 'loss_trajectory')) == 4
+        assert len(history(runner, 'loss_jacobian')) == 4
+
+    def test_guess_gets_better(self, make_runner, calm):
+        runner = make_runner(HOOKS, length=40, model=make_model())
+        calm(runner.model)
+        runner.train()
+        losses = history(runner, 'loss_initial_guess')
+        assert losses[-1] < 0.8 * losses[0]
+
+    def test_without_the_hook(self, make_runner):
+        runner = make_runner(HOOKS[:1], model=make_model())
+        with pytest.raises(RuntimeError, match='add .*InitialGuessLossHook'):
+            runner.train()
+
+    def test_model_without_a_learned_guess(self, make_runner):
+        runner = make_runner(HOOKS)
+        with pytest.raises(ValueError, match='needs a model with a learned initial'):
+            runner.train()
+
+    def test_frozen_guess_adds_nothing(self, make_runner):
+        runner = make_runner(HOOKS[1:], model=make_model(frozen_stages=1))
+        runner.train()
+        assert 'train/loss_initial_guess' not in runner.message_hub.log_scalars
+
+    @pytest.mark.parametrize('weight', [0, -1.0])
+    def test_wrong_weight(self, weight):
+        with pytest.raises(ValueError, match=f'weight must be positive, got {weight}'):
+            InitialGuessLossHook(weight=weight)
