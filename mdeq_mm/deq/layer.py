@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Optional, Union
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .builder import build
+from .compiled import Cell, CellCompiler
 from .gradients import EquilibriumGradient, UnrolledGradient
 from .solvers import FixedPointSolver, Solution
 from .solvers.base import FixedPointFunction
@@ -23,26 +25,36 @@ class Solve:
     """One forward pass of an :class:`EquilibriumLayer`, as its solve hooks see it.
 
     Attributes:
-        f (Callable): The function, which may be evaluated further while the hook runs.
+        f (Callable): The function, which may be evaluated further while the hook runs;
+            not compiled, so that it can be differentiated twice.
         layout (StateLayout): Packs and unpacks its states.
         state (Tensor): The state the layer returns, ``(B, N)``.
         solution (Solution, optional): The solution; None where nothing was solved for.
+        compiled (bool): Whether the evaluations of the layer itself were compiled.
+            Defaults to False.
     """
 
     f: FixedPointFunction
     layout: StateLayout
     state: Tensor
     solution: Optional[Solution]
+    compiled: bool = False
 
-    def linearize(self) -> tuple[Tensor, Tensor]:
+    def linearize(self, create_graph: bool = False) -> tuple[Tensor, Tensor]:
         """Returns ``z`` and ``f(z)`` at the result, ``(B, N)``, with a graph between.
 
         ``z`` is a leaf, so what is computed from the Jacobian is differentiated at a
         fixed state. The evaluation the implicit gradient has made is used if there is
         one; otherwise ``f`` is evaluated once more.
+
+        Args:
+            create_graph (bool): Whether products with the Jacobian will be
+                differentiated themselves, which takes an evaluation that is not
+                compiled. Defaults to False.
         """
-        if self.solution is not None and self.solution.linearization is not None:
-            return self.solution.linearization
+        made = None if self.solution is None else self.solution.linearization
+        if made is not None and not (create_graph and self.compiled):
+            return made
         with torch.enable_grad():
             z = self.state.detach().requires_grad_()
             return z, self.f(z)
@@ -70,6 +82,10 @@ class EquilibriumLayer(nn.Module):
         solver (FixedPointSolver or dict): Solver of the forward pass.
         gradient (EquilibriumGradient or dict): How to differentiate.
         num_layers (int): Applications of ``f`` in the shallow mode. Defaults to 5.
+        compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
+            its defaults, with which the cell is compiled at its first evaluation. What
+            is compiled cannot be differentiated twice. Needs torch 2.5.
+            Defaults to None, not compiled.
 
     Attributes:
         shallow (bool): Whether ``f`` is unrolled ``num_layers`` times from zero, in
@@ -84,12 +100,14 @@ class EquilibriumLayer(nn.Module):
         solver: Union[FixedPointSolver, dict],
         gradient: Union[EquilibriumGradient, dict],
         num_layers: int = 5,
+        compile_cell: Optional[dict] = None,
     ) -> None:
         super().__init__()
         self.cell = cell
         self.solver = build(solver, FixedPointSolver, 'forward_solver')
         self.gradient = build(gradient, EquilibriumGradient, 'gradient')
         self.shallow_gradient = UnrolledGradient(num_layers)
+        self.compiler = None if compile_cell is None else CellCompiler(compile_cell)
         self.shallow = False
         self.keep: Collection[int] = ()
         self._solve_hooks: OrderedDict[int, SolveHook] = OrderedDict()
@@ -131,23 +149,28 @@ class EquilibriumLayer(nn.Module):
             device=first.device,
         )
 
-        def function_of(injections: Sequence[Tensor]) -> FixedPointFunction:
+        def function_of(cell: Cell, injections: Sequence[Tensor]) -> FixedPointFunction:
             def f(state: Tensor) -> Tensor:
-                features = self.cell(layout.unpack(state), injections)
+                features = cell(layout.unpack(state), injections)
                 return layout.pack(features).to(state.dtype)
 
             return f
 
-        def restrict(rows: Tensor) -> FixedPointFunction:
-            return function_of([_select(injection, rows) for injection in injections])
+        compiled = self.compiler is not None
+        cell = partial(self.compiler, self.cell) if compiled else self.cell
 
-        f = function_of(injections)
+        def restrict(rows: Tensor) -> FixedPointFunction:
+            selected = [_select(injection, rows) for injection in injections]
+            return function_of(cell, selected)
+
+        f = function_of(cell, injections)
         with self.cell.freeze(injections):
             differentiate = torch.is_grad_enabled() and any(
                 tensor.requires_grad for tensor in (*self.parameters(), *injections)
             )
             state, solution = self._equilibrium(f, z0, differentiate, restrict)
-            solve = Solve(f, layout, state, solution)
+            eager = function_of(self.cell, injections)
+            solve = Solve(eager, layout, state, solution, compiled)
             for hook in self._solve_hooks.values():
                 hook(self, solve)
         return layout.unpack(state), solution

@@ -69,6 +69,13 @@ class MDEQ(BaseModule):
         norm_cfg (dict): Config of the norms of stem and injection (those of the cell
             are GroupNorm). Defaults to ``dict(type='BN', requires_grad=True)``.
         act_cfg (dict): Config of the activations. Defaults to ``dict(type='ReLU')``.
+        with_cp (bool): Whether autograd saves the inputs of the cell's residual blocks
+            and fusions alone. Each vector-Jacobian product of the adjoint solve then
+            computes the rest again, at the price of about one evaluation. Not
+            together with ``compile_cell``. Defaults to False.
+        compile_cell (dict, optional): Arguments of ``torch.compile`` for the cell,
+            ``dict()`` for its defaults; see :class:`EquilibriumLayer`. Needs torch 2.5.
+            Defaults to None, not compiled.
         deploy (bool): Whether weight normalisation is folded into plain weights, see
             :meth:`switch_to_deploy`; takes checkpoints saved after it.
             Defaults to False.
@@ -131,6 +138,8 @@ class MDEQ(BaseModule):
         conv_cfg: Optional[dict] = None,
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         act_cfg: dict = dict(type='ReLU'),
+        with_cp: bool = False,
+        compile_cell: Optional[dict] = None,
         deploy: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
@@ -144,8 +153,17 @@ class MDEQ(BaseModule):
             )
         if frozen_stages not in (-1, 0, 1):
             raise ValueError(f'frozen_stages must be -1, 0 or 1, got {frozen_stages!r}')
+        if with_cp and compile_cell is not None:
+            raise ValueError(
+                'with_cp=True and compile_cell cannot be given together: the compiler '
+                'decides itself what backward computes again'
+            )
         cell = MultiscaleCell(
-            **arch, dropout=dropout, conv_cfg=conv_cfg, act_cfg=act_cfg
+            **arch,
+            dropout=dropout,
+            conv_cfg=conv_cfg,
+            act_cfg=act_cfg,
+            with_cp=with_cp,
         )
         self.in_channels = in_channels
         self.channels = channels
@@ -176,7 +194,9 @@ class MDEQ(BaseModule):
             self.injection.append(
                 ConvModule(channels[0], channels[0], 1, **conv_kwargs)
             )
-        self.equilibrium = EquilibriumLayer(cell, forward_solver, gradient, num_layers)
+        self.equilibrium = EquilibriumLayer(
+            cell, forward_solver, gradient, num_layers, compile_cell
+        )
         self._replayed: Optional[Sequence[Tensor]] = None
         self._freeze_stages()
         if deploy:
