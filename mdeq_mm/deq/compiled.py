@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 import torch
-import torch._functorch.config
 from mmengine.utils import digit_version
 from torch import Tensor
 
@@ -18,8 +17,7 @@ class CellCompiler:
     """Evaluates a cell through ``torch.compile``.
 
     It is no module and does not hold the cell, so state dicts keep their keys. Copies
-    of it, and those of a pickle, compile again at their first call. Making one turns
-    off ``torch._functorch.config.donated_buffer``, for the whole process.
+    of it, and those of a pickle, compile again at their first call.
 
     Args:
         kwargs (dict): Arguments of ``torch.compile``.
@@ -44,9 +42,6 @@ class CellCompiler:
                 f'{", ".join(sorted(allowed))}, got {kwargs!r}'
             )
         self.kwargs = dict(kwargs)
-        # The adjoint solve goes through one evaluation many times, and torch asks for
-        # this with retain_graph=True, when compiling as well as in each backward.
-        torch._functorch.config.donated_buffer = False
         self._compiled = torch.compile(_evaluate, **self.kwargs)
 
     def __call__(

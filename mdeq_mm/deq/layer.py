@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Callable, Optional, Union
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .builder import build
-from .compiled import Cell, CellCompiler
+from .compiled import CellCompiler
 from .gradients import EquilibriumGradient, UnrolledGradient
 from .solvers import FixedPointSolver, Solution
 from .solvers.base import FixedPointFunction
@@ -25,36 +24,26 @@ class Solve:
     """One forward pass of an :class:`EquilibriumLayer`, as its solve hooks see it.
 
     Attributes:
-        f (Callable): The function, which may be evaluated further while the hook runs;
-            not compiled, so that it can be differentiated twice.
+        f (Callable): The function, which may be evaluated further while the hook runs.
         layout (StateLayout): Packs and unpacks its states.
         state (Tensor): The state the layer returns, ``(B, N)``.
         solution (Solution, optional): The solution; None where nothing was solved for.
-        compiled (bool): Whether the evaluations of the layer itself were compiled.
-            Defaults to False.
     """
 
     f: FixedPointFunction
     layout: StateLayout
     state: Tensor
     solution: Optional[Solution]
-    compiled: bool = False
 
-    def linearize(self, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    def linearize(self) -> tuple[Tensor, Tensor]:
         """Returns ``z`` and ``f(z)`` at the result, ``(B, N)``, with a graph between.
 
         ``z`` is a leaf, so what is computed from the Jacobian is differentiated at a
         fixed state. The evaluation the implicit gradient has made is used if there is
         one; otherwise ``f`` is evaluated once more.
-
-        Args:
-            create_graph (bool): Whether products with the Jacobian will be
-                differentiated themselves, which takes an evaluation that is not
-                compiled. Defaults to False.
         """
-        made = None if self.solution is None else self.solution.linearization
-        if made is not None and not (create_graph and self.compiled):
-            return made
+        if self.solution is not None and self.solution.linearization is not None:
+            return self.solution.linearization
         with torch.enable_grad():
             z = self.state.detach().requires_grad_()
             return z, self.f(z)
@@ -83,9 +72,9 @@ class EquilibriumLayer(nn.Module):
         gradient (EquilibriumGradient or dict): How to differentiate.
         num_layers (int): Applications of ``f`` in the shallow mode. Defaults to 5.
         compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
-            its defaults, with which the cell is compiled at its first evaluation. What
-            is compiled cannot be differentiated twice. Needs torch 2.5.
-            Defaults to None, not compiled.
+            its defaults, with which the cell is compiled for the evaluations that
+            autograd does not record: those of the forward solve. Defaults to None,
+            not compiled.
 
     Attributes:
         shallow (bool): Whether ``f`` is unrolled ``num_layers`` times from zero, in
@@ -104,10 +93,10 @@ class EquilibriumLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.cell = cell
+        self.compiler = None if compile_cell is None else CellCompiler(compile_cell)
         self.solver = build(solver, FixedPointSolver, 'forward_solver')
         self.gradient = build(gradient, EquilibriumGradient, 'gradient')
         self.shallow_gradient = UnrolledGradient(num_layers)
-        self.compiler = None if compile_cell is None else CellCompiler(compile_cell)
         self.shallow = False
         self.keep: Collection[int] = ()
         self._solve_hooks: OrderedDict[int, SolveHook] = OrderedDict()
@@ -149,31 +138,35 @@ class EquilibriumLayer(nn.Module):
             device=first.device,
         )
 
-        def function_of(cell: Cell, injections: Sequence[Tensor]) -> FixedPointFunction:
+        def function_of(injections: Sequence[Tensor]) -> FixedPointFunction:
             def f(state: Tensor) -> Tensor:
-                features = cell(layout.unpack(state), injections)
+                features = self._evaluate(layout.unpack(state), injections)
                 return layout.pack(features).to(state.dtype)
 
             return f
 
-        compiled = self.compiler is not None
-        cell = partial(self.compiler, self.cell) if compiled else self.cell
-
         def restrict(rows: Tensor) -> FixedPointFunction:
-            selected = [_select(injection, rows) for injection in injections]
-            return function_of(cell, selected)
+            return function_of([_select(injection, rows) for injection in injections])
 
-        f = function_of(cell, injections)
+        f = function_of(injections)
         with self.cell.freeze(injections):
             differentiate = torch.is_grad_enabled() and any(
                 tensor.requires_grad for tensor in (*self.parameters(), *injections)
             )
             state, solution = self._equilibrium(f, z0, differentiate, restrict)
-            eager = function_of(self.cell, injections)
-            solve = Solve(eager, layout, state, solution, compiled)
+            solve = Solve(f, layout, state, solution)
             for hook in self._solve_hooks.values():
                 hook(self, solve)
         return layout.unpack(state), solution
+
+    def _evaluate(
+        self, states: Sequence[Tensor], injections: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        # What is compiled cannot be differentiated twice, and each product through it
+        # would compute the gradients of the weights as well.
+        if self.compiler is None or torch.is_grad_enabled():
+            return self.cell(states, injections)
+        return self.compiler(self.cell, states, injections)
 
     def _equilibrium(
         self,

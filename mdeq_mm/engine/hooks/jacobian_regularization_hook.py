@@ -116,7 +116,7 @@ class JacobianRegularizationHook(Hook):
         def estimate(layer: EquilibriumLayer, solve: Solve) -> None:
             if step.weight == 0 or not layer.training or not torch.is_grad_enabled():
                 return
-            z, fz = solve.linearize(create_graph=True)
+            z, fz = solve.linearize()
             norms = squared_frobenius_norm(fz, z, num_vectors, create_graph=True)
             step.estimates.append(norms.mean() / z.shape[1])
 

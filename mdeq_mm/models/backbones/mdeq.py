@@ -71,10 +71,11 @@ class MDEQ(BaseModule):
         act_cfg (dict): Config of the activations. Defaults to ``dict(type='ReLU')``.
         with_cp (bool): Whether autograd saves the inputs of the cell's residual blocks
             and fusions alone. Each vector-Jacobian product of the adjoint solve then
-            computes the rest again, at the price of about one evaluation. Not
-            together with ``compile_cell``. Defaults to False.
-        compile_cell (dict, optional): Arguments of ``torch.compile`` for the cell,
-            ``dict()`` for its defaults; see :class:`EquilibriumLayer`. Needs torch 2.5.
+            computes the rest again, at the price of about one evaluation.
+            Defaults to False.
+        compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
+            its defaults, with which the cell is compiled for the forward solve.
+            Evaluations that autograd records are not compiled. Needs torch 2.5.
             Defaults to None, not compiled.
         deploy (bool): Whether weight normalisation is folded into plain weights, see
             :meth:`switch_to_deploy`; takes checkpoints saved after it.
@@ -153,11 +154,6 @@ class MDEQ(BaseModule):
             )
         if frozen_stages not in (-1, 0, 1):
             raise ValueError(f'frozen_stages must be -1, 0 or 1, got {frozen_stages!r}')
-        if with_cp and compile_cell is not None:
-            raise ValueError(
-                'with_cp=True and compile_cell cannot be given together: the compiler '
-                'decides itself what backward computes again'
-            )
         cell = MultiscaleCell(
             **arch,
             dropout=dropout,

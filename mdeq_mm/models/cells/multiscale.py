@@ -202,7 +202,7 @@ class MultiscaleCell(nn.Module):
                 # Here, not at the first use: that is in the solve, under no_grad, and
                 # would cost the parameters their gradient.
                 held[module.parametrizations['weight'][0]] = module.weight
-        with _hold(held):
+        with _Hold(held):
             yield
 
     def forward(
@@ -241,7 +241,7 @@ class MultiscaleCell(nn.Module):
             use_reentrant=False,
             preserve_rng_state=False,
             # Backward computes it again after the solve, when nothing is held any more.
-            context_fn=lambda: (nullcontext(), _hold(held)),
+            context_fn=lambda: (nullcontext(), _Hold(held)),
         )
 
     def _fuse(self, target: int, *outputs: Tensor) -> Tensor:
@@ -257,14 +257,21 @@ class MultiscaleCell(nn.Module):
         return self.post_fusion[target](fused)
 
 
-@contextmanager
-def _hold(held: dict[nn.Module, Optional[Tensor]]) -> Iterator[None]:
-    """Lets dropouts and weight normalisations hold the given tensors."""
-    before = {module: module.held for module in held}
-    try:
-        for module, tensor in held.items():
+class _Hold:
+    """A context, for any number of times, in which modules hold the given tensors.
+
+    Args:
+        tensors (dict[nn.Module, Tensor]): What dropouts and weight normalisations hold.
+    """
+
+    def __init__(self, tensors: dict[nn.Module, Optional[Tensor]]) -> None:
+        self.tensors = tensors
+
+    def __enter__(self) -> None:
+        self.before = {module: module.held for module in self.tensors}
+        for module, tensor in self.tensors.items():
             module.held = tensor
-        yield
-    finally:
-        for module, tensor in before.items():
+
+    def __exit__(self, *args: Any) -> None:
+        for module, tensor in self.before.items():
             module.held = tensor

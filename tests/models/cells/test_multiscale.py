@@ -99,7 +99,7 @@ class TestMultiscaleCell:
 
         normalised = [m for m in cell.modules() if parametrize.is_parametrized(m)]
         for module in normalised:
-            module.parametrizations.weight[0].register_forward_hook(count)
+            module.parametrizations.weight[0].norm.register_forward_hook(count)
         with cell.freeze(maps((8, 8))):
             for _ in range(5):
                 cell(maps((8, 8)), maps((8, 8)))
