@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .builder import build
+from .compiled import CellCompiler
 from .gradients import EquilibriumGradient, UnrolledGradient
 from .initial_guess import InitialGuess, zero_state
 from .solvers import FixedPointSolver, Solution
@@ -76,6 +77,10 @@ class EquilibriumLayer(nn.Module):
         num_layers (int): Applications of ``f`` in the shallow mode. Defaults to 5.
         initial_guess (InitialGuess or dict): Where the solve starts. Defaults to
             ``dict(type='ZeroGuess')``.
+        compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
+            its defaults, with which the cell is compiled for the evaluations that
+            autograd does not record: those of the forward solve. Defaults to None,
+            not compiled.
 
     Attributes:
         shallow (bool): Whether ``f`` is unrolled ``num_layers`` times from zero, in
@@ -91,9 +96,11 @@ class EquilibriumLayer(nn.Module):
         gradient: Union[EquilibriumGradient, dict],
         num_layers: int = 5,
         initial_guess: Union[InitialGuess, dict] = dict(type='ZeroGuess'),
+        compile_cell: Optional[dict] = None,
     ) -> None:
         super().__init__()
         self.cell = cell
+        self.compiler = None if compile_cell is None else CellCompiler(compile_cell)
         self.solver = build(solver, FixedPointSolver, 'forward_solver')
         self.gradient = build(gradient, EquilibriumGradient, 'gradient')
         self.shallow_gradient = UnrolledGradient(num_layers)
@@ -139,7 +146,7 @@ class EquilibriumLayer(nn.Module):
 
         def function_of(injections: Sequence[Tensor]) -> FixedPointFunction:
             def f(state: Tensor) -> Tensor:
-                features = self.cell(layout.unpack(state), injections)
+                features = self._evaluate(layout.unpack(state), injections)
                 return layout.pack(features).to(state.dtype)
 
             return f
@@ -159,6 +166,15 @@ class EquilibriumLayer(nn.Module):
             for hook in self._solve_hooks.values():
                 hook(self, solve)
         return layout.unpack(state), solution
+
+    def _evaluate(
+        self, states: Sequence[Tensor], injections: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        # What is compiled cannot be differentiated twice, and each product through it
+        # would compute the gradients of the weights as well.
+        if self.compiler is None or torch.is_grad_enabled():
+            return self.cell(states, injections)
+        return self.compiler(self.cell, states, injections)
 
     def _equilibrium(
         self,

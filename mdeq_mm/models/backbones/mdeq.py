@@ -73,6 +73,14 @@ class MDEQ(BaseModule):
         norm_cfg (dict): Config of the norms of stem and injection (those of the cell
             are GroupNorm). Defaults to ``dict(type='BN', requires_grad=True)``.
         act_cfg (dict): Config of the activations. Defaults to ``dict(type='ReLU')``.
+        with_cp (bool): Whether autograd saves the inputs of the cell's residual blocks
+            and fusions alone. Each vector-Jacobian product of the adjoint solve then
+            computes the rest again, at the price of about one evaluation.
+            Defaults to False.
+        compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
+            its defaults, with which the cell is compiled for the forward solve.
+            Evaluations that autograd records are not compiled. Needs torch 2.5.
+            Defaults to None, not compiled.
         deploy (bool): Whether weight normalisation is folded into plain weights, see
             :meth:`switch_to_deploy`; takes checkpoints saved after it.
             Defaults to False.
@@ -136,6 +144,8 @@ class MDEQ(BaseModule):
         conv_cfg: Optional[dict] = None,
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         act_cfg: dict = dict(type='ReLU'),
+        with_cp: bool = False,
+        compile_cell: Optional[dict] = None,
         deploy: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
@@ -150,7 +160,11 @@ class MDEQ(BaseModule):
         if frozen_stages not in (-1, 0, 1):
             raise ValueError(f'frozen_stages must be -1, 0 or 1, got {frozen_stages!r}')
         cell = MultiscaleCell(
-            **arch, dropout=dropout, conv_cfg=conv_cfg, act_cfg=act_cfg
+            **arch,
+            dropout=dropout,
+            conv_cfg=conv_cfg,
+            act_cfg=act_cfg,
+            with_cp=with_cp,
         )
         self.in_channels = in_channels
         self.channels = channels
@@ -186,7 +200,7 @@ class MDEQ(BaseModule):
         ):
             initial_guess = dict(channels=channels, **initial_guess)
         self.equilibrium = EquilibriumLayer(
-            cell, forward_solver, gradient, num_layers, initial_guess
+            cell, forward_solver, gradient, num_layers, initial_guess, compile_cell
         )
         self._replayed: Optional[Sequence[Tensor]] = None
         self._freeze_stages()

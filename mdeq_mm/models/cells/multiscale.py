@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Optional
+from contextlib import contextmanager, nullcontext
+from typing import Any, Callable, Optional
 
+import torch
 from mmcv.cnn import (
     ConvModule,
     build_activation_layer,
@@ -15,9 +16,14 @@ from mmcv.cnn import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
-from .blocks import ResidualBlock, VariationalDropout
+from .blocks import (
+    FreezableNorm,
+    ResidualBlock,
+    VariationalDropout,
+    freezable_weight_norm,
+)
 
 
 class MultiscaleCell(nn.Module):
@@ -43,6 +49,8 @@ class MultiscaleCell(nn.Module):
         conv_cfg (dict, optional): Config of the convolutions. Defaults to None
             (``Conv2d``).
         act_cfg (dict): Config of the activation. Defaults to ``dict(type='ReLU')``.
+        with_cp (bool): Whether autograd saves the inputs of residual blocks and fusions
+            alone, and every backward pass computes the rest again. Defaults to False.
 
     Raises:
         ValueError: If the lists differ in length, or an argument is out of its range.
@@ -59,9 +67,11 @@ class MultiscaleCell(nn.Module):
         dropout: float = 0.0,
         conv_cfg: Optional[dict] = None,
         act_cfg: dict = dict(type='ReLU'),
+        with_cp: bool = False,
     ) -> None:
         super().__init__()
         self.channels = tuple(channels)
+        self.with_cp = with_cp
         if num_blocks is None:
             num_blocks = (1,) * len(self.channels)
         if num_big_kernels is None:
@@ -94,7 +104,9 @@ class MultiscaleCell(nn.Module):
         self.post_fusion = nn.ModuleList(
             nn.Sequential(
                 build_activation_layer(act_cfg),
-                weight_norm(build_conv_layer(conv_cfg, width, width, 1, bias=False)),
+                freezable_weight_norm(
+                    build_conv_layer(conv_cfg, width, width, 1, bias=False)
+                ),
                 build_norm_layer(post_norm_cfg, width)[1],
             )
             for width in self.channels
@@ -181,21 +193,17 @@ class MultiscaleCell(nn.Module):
             injections (Sequence[Tensor]): The injections of the solve, which give batch
                 size, device and dtype of the masks.
         """
-        dropouts = [m for m in self.modules() if isinstance(m, VariationalDropout)]
         x = injections[0]
-        try:
-            for dropout in dropouts:
-                dropout.draw(len(x), x.device, x.dtype)
-            with parametrize.cached():
-                # The cache keeps what the first use computes. That use would be in the
-                # solve, under no_grad, and cost the parameters their gradient.
-                for module in self.modules():
-                    if parametrize.is_parametrized(module):
-                        _ = module.weight
-                yield
-        finally:
-            for dropout in dropouts:
-                dropout.release()
+        held: dict[nn.Module, Optional[Tensor]] = {}
+        for module in self.modules():
+            if isinstance(module, VariationalDropout):
+                held[module] = module.draw(len(x), x.device, x.dtype)
+            elif parametrize.is_parametrized(module, 'weight'):
+                # Here, not at the first use: that is in the solve, under no_grad, and
+                # would cost the parameters their gradient.
+                held[module.parametrizations['weight'][0]] = module.weight
+        with _Hold(held):
+            yield
 
     def forward(
         self, states: Sequence[Tensor], injections: Sequence[Tensor]
@@ -211,26 +219,59 @@ class MultiscaleCell(nn.Module):
         """
         outputs = []
         for blocks, z, injection in zip(self.branches, states, injections):
-            z = blocks[0](z, injection)
+            z = self._run(blocks[0], z, injection)
             for block in blocks[1:]:
-                z = block(z)
+                z = self._run(block, z)
             outputs.append(z)
         if len(outputs) == 1:
             return tuple(outputs)
         return tuple(
-            post(self._fuse(paths, outputs, target))
-            for target, (paths, post) in enumerate(zip(self.fusion, self.post_fusion))
+            self._run(self._fuse, target, *outputs) for target in range(len(outputs))
         )
 
-    @staticmethod
-    def _fuse(paths: nn.ModuleList, outputs: Sequence[Tensor], target: int) -> Tensor:
+    def _run(self, function: Callable, *args: Any) -> Tensor:
+        """Calls a part of the cell, which saves its inputs alone with ``with_cp``."""
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return function(*args)
+        kinds = (VariationalDropout, FreezableNorm)
+        held = {m: m.held for m in self.modules() if isinstance(m, kinds)}
+        return checkpoint(
+            function,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            # Backward computes it again after the solve, when nothing is held any more.
+            context_fn=lambda: (nullcontext(), _Hold(held)),
+        )
+
+    def _fuse(self, target: int, *outputs: Tensor) -> Tensor:
         size = outputs[target].shape[2:]
         fused = outputs[target]
-        for source, (path, output) in enumerate(zip(paths, outputs)):
+        for source, (path, output) in enumerate(zip(self.fusion[target], outputs)):
             if source == target:
                 continue
             term = path(output)
             if source > target:
                 term = F.interpolate(term, size=size, mode='nearest')
             fused = fused + term
-        return fused
+        return self.post_fusion[target](fused)
+
+
+class _Hold:
+    """A context, for any number of times, in which modules hold the given tensors.
+
+    Args:
+        tensors (dict[nn.Module, Tensor]): What dropouts and weight normalisations hold.
+    """
+
+    def __init__(self, tensors: dict[nn.Module, Optional[Tensor]]) -> None:
+        self.tensors = tensors
+
+    def __enter__(self) -> None:
+        self.before = {module: module.held for module in self.tensors}
+        for module, tensor in self.tensors.items():
+            module.held = tensor
+
+    def __exit__(self, *args: Any) -> None:
+        for module, tensor in self.before.items():
+            module.held = tensor

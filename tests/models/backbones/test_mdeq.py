@@ -213,6 +213,44 @@ class TestModes:
         assert len(totals) == 1
         assert 0 < totals.pop() <= 2 * one_application.total
 
+    @pytest.mark.parametrize('dropout', [0.0, 0.3])
+    def test_checkpointing_leaves_the_gradient(self, calm, dropout):
+        """Backward computes the parts again with the weights and masks of the solve."""
+        x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+        gradients = []
+        for with_cp in (False, True):
+            torch.manual_seed(0)
+            model = calm(small(dropout=dropout, with_cp=with_cp)).double()
+            torch.manual_seed(5)
+            outputs = model(x)
+            for dropped in model.equilibrium.cell.branches:
+                assert dropped[0].dropout.held is None
+            sum(output.sin().sum() for output in outputs).backward()
+            gradients.append([p.grad for p in model.parameters()])
+        for expected, actual in zip(*gradients):
+            assert (actual - expected).norm() <= 1e-10 * expected.norm()
+
+    def test_checkpointing_with_autocast(self, calm):
+        model = calm(small(dropout=0.3, with_cp=True))
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            outputs = model(torch.rand(2, 3, 32, 32))
+        sum(output.sum() for output in outputs).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+    def test_checkpointing_saves_less_for_every_budget(self, saved_bytes):
+        injections = (torch.rand(2, 8, 32, 32), torch.zeros(2, 16, 16, 16))
+        totals = {}
+        for with_cp in (False, True):
+            layer = small(with_cp=with_cp).equilibrium
+            totals[with_cp] = set()
+            for max_evals in (5, 50):
+                layer.solver = PicardSolver(max_evals, tol=0.0)
+                with saved_bytes() as saved:
+                    layer(injections)
+                totals[with_cp].add(saved.total)
+            assert len(totals[with_cp]) == 1
+        assert 0 < totals[True].pop() <= 0.5 * totals[False].pop()
+
     def test_frozen_stages(self):
         x = torch.rand(2, 3, 32, 32)
         for frozen_stages, trained in ((-1, 3), (0, 1), (1, 0)):

@@ -6,21 +6,21 @@ from mdeq_mm.models.cells import ResidualBlock, VariationalDropout
 
 
 class TestVariationalDropout:
-    def test_mask_is_kept_between_draw_and_release(self):
+    def test_mask_is_kept_while_it_is_held(self):
         dropout = VariationalDropout(0.5, 64)
         x = torch.ones(2, 64, 3, 3)
-        dropout.draw(2, x.device, x.dtype)
+        dropout.held = dropout.draw(2, x.device, x.dtype)
         first = dropout(x)
         assert torch.equal(first, dropout(x))
-        dropout.draw(2, x.device, x.dtype)
+        dropout.held = dropout.draw(2, x.device, x.dtype)
         assert not torch.equal(first, dropout(x))
-        dropout.release()
+        dropout.held = None
         assert dropout(x) is x
 
     def test_whole_channels_of_each_sample(self):
         dropout = VariationalDropout(0.25, 500)
         x = torch.ones(4, 500, 3, 3)
-        dropout.draw(4, x.device, x.dtype)
+        dropout.held = dropout.draw(4, x.device, x.dtype)
         y = dropout(x)
         assert (y == y[..., :1, :1]).all()
         assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
@@ -30,12 +30,12 @@ class TestVariationalDropout:
     def test_evaluation_is_the_identity(self):
         dropout = VariationalDropout(0.5, 8).eval()
         x = torch.ones(2, 8, 3, 3)
-        dropout.draw(2, x.device, x.dtype)
+        dropout.held = dropout.draw(2, x.device, x.dtype)
         assert dropout(x) is x
 
     def test_keeps_the_dtype(self):
         dropout = VariationalDropout(0.5, 8)
-        dropout.draw(2, torch.device('cpu'), torch.float32)
+        dropout.held = dropout.draw(2, torch.device('cpu'), torch.float32)
         assert dropout(torch.ones(2, 8, 3, 3).bfloat16()).dtype == torch.bfloat16
 
     @pytest.mark.parametrize('p', [-0.1, 1.0])

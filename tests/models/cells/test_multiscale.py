@@ -85,9 +85,9 @@ class TestMultiscaleCell:
         cell = MultiscaleCell((8,), dropout=0.5)
         frozen = cell.freeze(maps((8,)))
         frozen.__enter__()
-        assert cell.branches[0][0].dropout.mask is not None
+        assert cell.branches[0][0].dropout.held is not None
         assert frozen.__exit__(KeyError, KeyError(), None) is False
-        assert cell.branches[0][0].dropout.mask is None
+        assert cell.branches[0][0].dropout.held is None
 
     def test_weights_are_normalised_once(self):
         cell = MultiscaleCell((8, 8))
@@ -99,7 +99,7 @@ class TestMultiscaleCell:
 
         normalised = [m for m in cell.modules() if parametrize.is_parametrized(m)]
         for module in normalised:
-            module.parametrizations.weight[0].register_forward_hook(count)
+            module.parametrizations.weight[0].norm.register_forward_hook(count)
         with cell.freeze(maps((8, 8))):
             for _ in range(5):
                 cell(maps((8, 8)), maps((8, 8)))
