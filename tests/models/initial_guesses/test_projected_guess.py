@@ -60,8 +60,10 @@ class TestProjectedGuess:
         backbone(image)
         backbone.requires_grad_(True).eval()(image)
 
-    def test_gradient_reaches_the_convolutions_alone(self):
-        backbone = model()
+    @pytest.mark.parametrize('gradient', ['ImplicitGradient', 'UnrolledGradient'])
+    def test_gradient_reaches_the_convolutions_alone(self, gradient):
+        guess = dict(type='ProjectedGuess')
+        backbone = MDEQ(arch=ARCH, initial_guess=guess, gradient=dict(type=gradient))
         backbone.equilibrium.initial_guess.supervised = True
         solves = []
         backbone.equilibrium.register_solve_hook(lambda *args: solves.append(args[1]))
