@@ -18,7 +18,7 @@ model = dict(
         arch='small',
         num_layers=3,
         norm_cfg=norm_cfg,
-        forward_solver=dict(type='BroydenSolver', max_evals=27, tol=1e-3, memory=4),
+        forward_solver=dict(type='BroydenSolver', max_evals=27, tol=1e-3),
         gradient=dict(
             type='ImplicitGradient',
             solver=dict(type='BroydenSolver', max_evals=30, tol=1e-3, memory=4),

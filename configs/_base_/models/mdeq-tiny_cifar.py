@@ -8,7 +8,7 @@ model = dict(
         arch='tiny',
         num_layers=10,
         dropout=0.25,
-        forward_solver=dict(type='BroydenSolver', max_evals=18, tol=1e-3, memory=4),
+        forward_solver=dict(type='BroydenSolver', max_evals=18, tol=1e-3),
         gradient=dict(
             type='ImplicitGradient',
             solver=dict(type='BroydenSolver', max_evals=20, tol=1e-3, memory=4),
