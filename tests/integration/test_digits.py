@@ -204,7 +204,7 @@ class TestClassifier:
     def test_comparison_of_gradients(self, run, classifier, workplace):
         output = run('analysis_tools/compare_gradients.py', *classifier, cwd=workplace)
         rows = [line.rsplit(maxsplit=4) for line in output.splitlines()]
-        table = {row[0]: [float(value) for value in row[1:]] for row in rows[-5:]}
+        table = {row[0]: [float(value) for value in row[1:]] for row in rows[-9:]}
         evals, products, saved, cosine = table['as configured']
         assert evals == table['Jacobian-free'][0] <= 19  # a budget of 18, and one more
         assert 1 <= products <= 20
@@ -212,6 +212,10 @@ class TestClassifier:
         assert cosine > 0.95
         assert cosine > max(row[3] for name, row in table.items() if 'phantom' in name)
         assert table['unrolled 18 times'][2] > 5 * saved
+        shine = [table[f'SHINE, {n} refinements'] for n in (0, 1, 5)]
+        assert [row[1] for row in shine] == [0, 2, 6]
+        assert shine[0][3] < shine[1][3] < shine[2][3] < 1
+        assert table['as configured, from the inverse'][3] > 0.95
 
 
 class TestSegmentor:
