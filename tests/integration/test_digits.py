@@ -215,7 +215,7 @@ class TestClassifier:
         shine = [table[f'SHINE, {n} refinements'] for n in (0, 1, 5)]
         assert [row[1] for row in shine] == [0, 2, 6]
         assert shine[0][3] < shine[1][3] < shine[2][3] < 1
-        assert table['as configured, from the inverse'][3] > 0.95
+        assert table['as configured, from the inverse'][3] > shine[0][3]
 
 
 class TestSegmentor:
