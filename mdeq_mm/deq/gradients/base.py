@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ..solvers.base import FixedPointFunction, Solution
+from ..solvers import Solution
+from ..solvers.base import FixedPointFunction
 
 
 class EquilibriumGradient(ABC):

@@ -9,12 +9,8 @@ from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
 from ..builder import build
-from ..solvers.base import (
-    FixedPointFunction,
-    FixedPointSolver,
-    LowRankInverse,
-    Solution,
-)
+from ..solvers import FixedPointSolver, LowRankInverse, Solution
+from ..solvers.base import FixedPointFunction
 from .base import EquilibriumGradient
 
 
@@ -107,6 +103,9 @@ class ImplicitGradient(EquilibriumGradient):
             unit = grad / norm.clamp_min(torch.finfo(grad.dtype).tiny)
             # (I - J^T)^-1 is minus the transposed inverse Jacobian of f(z) - z.
             start = unit if inverse is None else -inverse.apply_transpose(unit)
+            # A forward solve that ran away may have left an inverse that is of no use.
+            finite = start.isfinite().all(dim=1, keepdim=True)
+            start = torch.where(finite, start, unit)
             if self.solver is None:
                 return start * norm
 

@@ -6,7 +6,8 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from ..solvers.base import FixedPointFunction, Solution
+from ..solvers import Solution
+from ..solvers.base import FixedPointFunction
 from .base import EquilibriumGradient
 
 

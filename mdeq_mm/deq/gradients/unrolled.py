@@ -5,7 +5,8 @@ from __future__ import annotations
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from ..solvers.base import FixedPointFunction, Solution
+from ..solvers import Solution
+from ..solvers.base import FixedPointFunction
 from .base import EquilibriumGradient
 
 

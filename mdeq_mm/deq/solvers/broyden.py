@@ -9,7 +9,8 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver, History, LowRankInverse, batched_dot
+from .base import FixedPointSolver, History
+from .solution import LowRankInverse, batched_dot
 
 
 @dataclass

@@ -117,6 +117,23 @@ class TestImplicitGradient:
         assert from_inverse.converged.all()
         assert from_inverse.trace[0].max() < from_gradient.trace[0].max()
 
+    @pytest.mark.parametrize('solver', [None, BroydenSolver(200, 1e-12)])
+    def test_inverse_that_is_of_no_use(self, problem, solver):
+        """That sample starts from its gradient; the others do not notice."""
+
+        def run(spoilt):
+            solution = FORWARD.solve(problem.f, problem.z0)
+            solution.inverse_jacobian.basis[spoilt] = torch.inf
+            gradient = ImplicitGradient(solver, init='inverse')
+            z = gradient.attach(problem.f, solution)
+            return grad((z * problem.weight).sum(), problem.x)[0]
+
+        whole, actual = run([]), run([1])
+        assert actual.isfinite().all()
+        assert torch.equal(actual[[0, 2]], whole[[0, 2]])
+        expected = problem.weight if solver is None else whole
+        torch.testing.assert_close(actual[1], expected[1])
+
     def test_inverse_takes_a_solver_that_has_one(self, problem):
         solution = PicardSolver(30, 1e-6).solve(problem.f, problem.z0)
         with pytest.raises(ValueError, match="init='inverse'.*BroydenSolver"):

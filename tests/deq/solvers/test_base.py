@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from mdeq_mm.deq import AndersonSolver, BroydenSolver, PicardSolver, SolveStatus
-from mdeq_mm.deq.solvers import LowRankInverse
 
 SOLVERS = [
     pytest.param(PicardSolver, {}, id='Picard'),
@@ -388,16 +387,3 @@ class TestEverySolver:
         assert 'max_evals=11' in shown
         for key, value in kwargs.items():
             assert f'{key}={value!r}' in shown
-
-
-class TestLowRankInverse:
-    def test_products(self):
-        basis = torch.randn(2, 3, 5, dtype=torch.float64)
-        core = torch.randn(2, 3, 3, dtype=torch.float64)
-        x = torch.randn(2, 5, dtype=torch.float64)
-        dense = basis.mT @ core @ basis - torch.eye(5)
-        inverse = LowRankInverse(basis, core)
-        torch.testing.assert_close(inverse.apply(x), (dense @ x[..., None])[..., 0])
-        torch.testing.assert_close(
-            inverse.apply_transpose(x), (dense.mT @ x[..., None])[..., 0]
-        )
