@@ -117,6 +117,21 @@ class TestImplicitGradient:
         assert from_inverse.converged.all()
         assert from_inverse.trace[0].max() < from_gradient.trace[0].max()
 
+    def test_inverse_is_transposed(self, problem):
+        solution = BroydenSolver(6, 0.0).solve(problem.f, problem.z0)
+        inverse = solution.inverse_jacobian
+        columns = [
+            inverse.apply(unit.expand(3, 7))
+            for unit in torch.eye(7, dtype=torch.float64)
+        ]
+        dense = torch.stack(columns, dim=2)
+        gradient = ImplicitGradient(solver=None, init='inverse')
+        z = gradient.attach(problem.f, solution)
+        (actual,) = grad((z * problem.weight).sum(), problem.x)
+        expected = -torch.einsum('bij,bi->bj', dense, problem.weight)
+        torch.testing.assert_close(actual, expected)
+        assert not torch.allclose(dense, dense.mT, rtol=1e-2)
+
     @pytest.mark.parametrize('solver', [None, BroydenSolver(200, 1e-12)])
     def test_inverse_that_is_of_no_use(self, problem, solver):
         """That sample starts from its gradient; the others do not notice."""

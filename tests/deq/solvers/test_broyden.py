@@ -50,6 +50,26 @@ class TestBroydenSolver:
             solution.inverse_jacobian.apply(x), (expected @ x[..., None])[..., 0]
         )
 
+    def test_inverse_does_not_depend_on_batch_mates(self, problem):
+        """It stays as it was when its sample stopped, however long others go on."""
+        scale = torch.tensor([[0.01], [1.0]], dtype=torch.float64)
+        z0 = torch.zeros(2, 12, dtype=torch.float64)
+        x = torch.randn(2, 12, dtype=torch.float64)
+
+        def f(z):
+            return scale * torch.tanh(problem(z))
+
+        def alone(z):
+            return f(z.expand(2, 12))[:1]
+
+        solver = BroydenSolver(max_evals=30, tol=1e-10, memory=3)
+        both = solver.solve(f, z0)
+        assert both.n_evals[0] + 3 < both.n_evals[1]
+        single = solver.solve(alone, z0[:1])
+        torch.testing.assert_close(
+            both.inverse_jacobian.apply(x)[:1], single.inverse_jacobian.apply(x[:1])
+        )
+
     def test_inverse_of_a_linear_system(self, problem):
         """With full memory Broyden solves a linear system in at most 2N steps, and its
         inverse is exact on the space it has explored."""
