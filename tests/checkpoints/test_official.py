@@ -13,6 +13,7 @@ from mdeq_mm.checkpoints import (
     convert_official_state_dict,
 )
 from mdeq_mm.deq import (
+    AndersonSolver,
     BroydenSolver,
     PicardSolver,
     spectral_radius,
@@ -307,6 +308,36 @@ class TestParity:
         trace = solutions[0].trace.double().norm(dim=1)[1:]
         tolerance = 1e-10 if precision == 'f64' else 2e-2
         torch.testing.assert_close(trace, expected, rtol=tolerance, atol=0)
+
+    @pytest.mark.parametrize('history_dtype', [None, 'bfloat16'])
+    @pytest.mark.parametrize('name', ['broyden', 'anderson'])
+    def test_no_more_evaluations_than_the_official_solvers(
+        self, golden, model, name, history_dtype
+    ):
+        """With default settings, until the relative residual of the batch is 1e-4."""
+        expected = golden.ref[f'trace/f64/{name}/abs/rel_trace']
+        n_before = dict(broyden=1, anderson=2)[name]  # which the trace leaves out
+        cls = dict(broyden=BroydenSolver, anderson=AndersonSolver)[name]
+        solver = cls(len(expected) + n_before, 0.0, history_dtype=history_dtype)
+        residuals = []
+
+        def measure(layer, solve):
+            def f(z):
+                fz = solve.f(z)
+                residuals.append((fz - z).norm() / fz.norm())
+                return fz
+
+            solver.solve(f, torch.zeros_like(solve.state))
+
+        handle = model.backbone.equilibrium.register_solve_hook(measure)
+        with torch.no_grad():
+            model.backbone(golden.ref['input/x'])
+        handle.remove()
+        for tol in (1e-2, 1e-3, 1e-4):
+            theirs = (expected <= tol).nonzero()
+            if len(theirs):  # else not even the whole budget was enough
+                ours = (torch.stack(residuals) <= tol).nonzero()
+                assert ours[0].item() + 1 <= theirs[0].item() + 1 + n_before
 
     def test_default_settings(self, golden, model):
         """With the official budgets the logits are as near as the official ones."""

@@ -114,6 +114,8 @@ class ImplicitGradient(EquilibriumGradient):
                 return product + unit
 
             solution.adjoint = self.solver.solve(adjoint_function, start)
+            # Its history must not be there while autograd carries on.
+            solution.adjoint.inverse_jacobian = None
             return solution.adjoint.state * norm
 
         attached.register_hook(solve_adjoint)

@@ -9,18 +9,19 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver, History
-from .solution import batched_dot
+from .base import FixedPointSolver
+from .history import History, add_combination, allocate, batched_dot, check_dtype
 
 
 @dataclass
 class _History(History):
-    """The last ``window`` mixed iterates and residuals, and the latter's Gram
-    matrix."""
+    """The last residuals, their Gram matrix, the last mixed iterate, and how the ones
+    before differ from each other."""
 
-    mixed: Tensor
     g: Tensor
     gram: Tensor
+    differences: Tensor
+    mixed: Optional[Tensor] = None
     n_evals: int = 0
 
 
@@ -39,7 +40,10 @@ class AndersonSolver(FixedPointSolver):
     scale of ``f`` and keeps it from drowning the last, smallest residuals. Where the
     system cannot be solved nevertheless, that sample takes a plain mixed step.
 
-    It holds two buffers of ``window`` states a sample.
+    The mixed iterates ``z_i + mixing g_i`` are stored as differences of consecutive
+    ones, which shrink as they converge, so that rounding them does little harm.
+
+    It holds 2 x ``window`` states a sample.
 
     Args:
         max_evals (int): Budget of evaluations of ``f``. Defaults to 30.
@@ -51,6 +55,8 @@ class AndersonSolver(FixedPointSolver):
             Defaults to 1e-6.
         mixing (float): Share of the residual that is added, in (0, 1].
             Defaults to 1.0.
+        history_dtype (str, optional): ``'bfloat16'`` keeps all states but one in half
+            the memory. Defaults to None, the dtype of the state.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -64,6 +70,7 @@ class AndersonSolver(FixedPointSolver):
         window: int = 5,
         ridge: float = 1e-6,
         mixing: float = 1.0,
+        history_dtype: Optional[str] = None,
     ) -> None:
         super().__init__(max_evals, tol, stop_mode)
         if not isinstance(window, int) or window < 1:
@@ -75,13 +82,15 @@ class AndersonSolver(FixedPointSolver):
         self.window = window
         self.ridge = ridge
         self.mixing = mixing
+        self.history_dtype = check_dtype(history_dtype)
 
     def _init_history(self, z0: Tensor) -> _History:
-        batch_size, size = z0.shape
         window = min(self.window, self.max_evals)
-        mixed = z0.new_zeros(batch_size, window, size)
-        gram = z0.new_zeros(batch_size, window, window, dtype=torch.float64)
-        return _History(mixed, torch.zeros_like(mixed), gram)
+        return _History(
+            g=allocate(z0, window, self.history_dtype),
+            gram=z0.new_zeros(len(z0), window, window, dtype=torch.float64),
+            differences=allocate(z0, window - 1, self.history_dtype),
+        )
 
     def _advance(
         self,
@@ -91,19 +100,27 @@ class AndersonSolver(FixedPointSolver):
         g: Tensor,
         active: Optional[Tensor],
     ) -> Tensor:
-        slot = history.n_evals % history.g.shape[1]
+        number, window = history.n_evals, history.g.shape[1]
         history.n_evals += 1
-        used = slice(min(history.n_evals, history.g.shape[1]))
-        history.mixed[:, slot] = fz if self.mixing == 1 else z + self.mixing * g
+        slot, used = number % window, slice(min(number + 1, window))
         history.g[:, slot] = g
         # One new row of the Gram matrix an evaluation.
         products = batched_dot(history.g[:, used], g).to(history.gram.dtype)
         history.gram[:, slot, used] = products
         history.gram[:, used, slot] = products
-
         alpha = self._coefficients(history.gram[:, used, used], slot)
-        mixed = history.mixed[:, used]
-        return torch.bmm(alpha.to(mixed.dtype).unsqueeze(1), mixed).squeeze(1)
+
+        last = history.mixed
+        mixed = history.mixed = fz if self.mixing == 1 else z + self.mixing * g
+        if number == 0 or window == 1:
+            return mixed
+        slot, used = (number - 1) % (window - 1), slice(min(number, window - 1))
+        history.differences[:, slot] = mixed - last
+        # A difference is in all iterates older than itself: with their joint weight.
+        weights = alpha.roll(-number - 1, 1).cumsum(1)[:, :-1].roll(number, 1)
+        return add_combination(
+            mixed, -weights.to(mixed.dtype), history.differences[:, used]
+        )
 
     def _coefficients(self, gram: Tensor, newest: int) -> Tensor:
         """Minimises the regularised quadratic form under the sum constraint.

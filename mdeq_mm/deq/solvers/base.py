@@ -10,21 +10,10 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
+from .history import History, choose
 from .solution import LowRankInverse, Solution, SolveStatus
 
 FixedPointFunction = Callable[[Tensor], Tensor]
-
-
-@dataclass
-class History:
-    """What a method remembers between evaluations; tensors begin with the batch."""
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps the given samples alone."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                setattr(self, item.name, value[rows])
 
 
 @dataclass
@@ -179,7 +168,10 @@ class FixedPointSolver(ABC):
                         [active.sum(), improved.sum()]
                     ).tolist()
                 # Copies of whole states are left out where all samples go one way.
-                samples.best = _choose(improved, n_improved, z, samples.best)
+                if n_improved == len(z):
+                    samples.best = z
+                else:
+                    samples.best = choose(improved, z, samples.best)
                 if number in keep:
                     finite = current.isfinite().unsqueeze(1)
                     iterates[number] = torch.where(finite, z, samples.best)
@@ -192,9 +184,11 @@ class FixedPointSolver(ABC):
                     z, fz, g = z[active], fz[active], g[active]
                     restricted = restrict(samples.rows)
                     active = active[active]
-                all_active = n_active == len(z)
-                z = self._advance(history, z, fz, g, None if all_active else active)
-                z = _choose(active, n_active, z, samples.best)
+                if n_active == len(z):
+                    z = self._advance(history, z, fz, g, None)
+                else:
+                    z = self._advance(history, z, fz, g, active)
+                    z = choose(active, z, samples.best)
                 del fz, g
 
         inverse = None if stopped else self._inverse_jacobian(history)
@@ -246,13 +240,6 @@ class FixedPointSolver(ABC):
     def __repr__(self) -> str:
         arguments = ', '.join(f'{name}={value!r}' for name, value in vars(self).items())
         return f'{type(self).__name__}({arguments})'
-
-
-def _choose(mask: Tensor, count: int, new: Tensor, old: Tensor) -> Tensor:
-    """Returns ``new`` where the mask holds; ``count`` is how often, -1 if not known."""
-    if count == len(mask):
-        return new
-    return torch.where(mask.unsqueeze(1), new, old)
 
 
 def _full_row(values: Tensor, rows: Tensor, trace: list[Tensor]) -> Tensor:

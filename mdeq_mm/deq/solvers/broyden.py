@@ -9,8 +9,16 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver, History
-from .solution import LowRankInverse, batched_dot
+from .base import FixedPointSolver
+from .history import (
+    History,
+    add_combination,
+    allocate,
+    batched_dot,
+    check_dtype,
+    choose,
+)
+from .solution import LowRankInverse
 
 
 @dataclass
@@ -44,6 +52,8 @@ class BroydenSolver(FixedPointSolver):
         tol (float): Tolerance on the residual. Defaults to 1e-3.
         stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
         memory (int): Rank-one updates that are kept, at least 1. Defaults to 10.
+        history_dtype (str, optional): ``'bfloat16'`` keeps the steps in half the
+            memory. Defaults to None, the dtype of the state.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -55,20 +65,20 @@ class BroydenSolver(FixedPointSolver):
         tol: float = 1e-3,
         stop_mode: str = 'rel',
         memory: int = 10,
+        history_dtype: Optional[str] = None,
     ) -> None:
         super().__init__(max_evals, tol, stop_mode)
         if not isinstance(memory, int) or memory < 1:
             raise ValueError(f'memory must be an integer of at least 1, got {memory!r}')
         self.memory = memory
+        self.history_dtype = check_dtype(history_dtype)
 
     def _init_history(self, z0: Tensor) -> _History:
-        batch_size, size = z0.shape
         # The last evaluation is not stepped from.
         slots = min(self.memory + 1, self.max_evals - 1)
-        gram = z0.new_zeros(batch_size, slots, slots, dtype=torch.float64)
-        return _History(
-            z0.new_zeros(batch_size, slots, size), gram, torch.zeros_like(gram)
-        )
+        gram = z0.new_zeros(len(z0), slots, slots, dtype=torch.float64)
+        steps = allocate(z0, slots, self.history_dtype)
+        return _History(steps, gram, torch.zeros_like(gram))
 
     def _advance(
         self,
@@ -86,14 +96,13 @@ class BroydenSolver(FixedPointSolver):
         core = history.core[:, :used, :used]
         if number == 0:
             step, scale = g, g.new_ones(len(g), 1)
-            products, row = gram.new_empty(len(g), 0), gram.new_empty(len(g), 0)
+            products = row = gram.new_empty(len(g), 0)
         else:
             # d = -H g; then, by Sherman-Morrison, the step is d / (1 - s.d / s.s) for
             # the last step s, and the update of H the step times s^T H / s.s.
             projected = batched_dot(steps, g).unsqueeze(2)
             coefficients = core @ projected.to(core.dtype)
-            weights = coefficients.to(g.dtype).mT
-            step = torch.baddbmm(g.unsqueeze(1), weights, steps, alpha=-1).squeeze(1)
+            step = add_combination(g, -coefficients.squeeze(2).to(g.dtype), steps)
             products = (projected - gram @ coefficients).squeeze(2)
             squared = gram[:, last, last].unsqueeze(1)
             denominator = 1 - products[:, last].unsqueeze(1) / squared
@@ -121,7 +130,7 @@ class BroydenSolver(FixedPointSolver):
     ) -> None:
         """Puts a step into its slot, in place of the oldest if all are taken."""
         if active is not None:
-            step = torch.where(active.unsqueeze(1), step, history.steps[:, slot])
+            step = choose(active, step, history.steps[:, slot].to(step.dtype))
         before, used = history.core.clone(), products.shape[1]
         history.steps[:, slot] = step
         history.gram[:, slot, :used] = products
@@ -135,4 +144,4 @@ class BroydenSolver(FixedPointSolver):
             history.core = torch.where(active.view(-1, 1, 1), history.core, before)
 
     def _inverse_jacobian(self, history: _History) -> LowRankInverse:
-        return LowRankInverse(history.steps, history.core.to(history.steps.dtype))
+        return LowRankInverse(history.steps, history.core)

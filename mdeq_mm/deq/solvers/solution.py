@@ -9,6 +9,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .history import add_combination, batched_dot
+
 
 class SolveStatus(IntEnum):
     """Why the solve of a sample ended."""
@@ -30,12 +32,6 @@ _MESSAGES = {
 }
 
 
-def batched_dot(rows: Tensor, x: Tensor) -> Tensor:
-    """Returns the products ``(B, m)`` of ``(B, m, N)`` with ``(B, N)``."""
-    # With x on the left, the other order being many times slower on CPU.
-    return torch.bmm(x.unsqueeze(1), rows.mT).squeeze(1)
-
-
 @dataclass
 class LowRankInverse:
     """The matrix ``H = -I + S^T C S`` of each sample, without ever forming it.
@@ -43,8 +39,8 @@ class LowRankInverse:
     Broyden's method approximates with it the inverse Jacobian of ``f(z) - z``.
 
     Attributes:
-        basis (Tensor): The rows of ``S``, ``(B, m, N)``.
-        core (Tensor): ``C``, ``(B, m, m)``.
+        basis (Tensor): The rows of ``S``, ``(B, m, N)``, maybe in bfloat16.
+        core (Tensor): ``C``, ``(B, m, m)``, float64.
     """
 
     basis: Tensor
@@ -60,10 +56,8 @@ class LowRankInverse:
 
     def _product(self, core: Tensor, x: Tensor) -> Tensor:
         projected = batched_dot(self.basis, x).unsqueeze(2)
-        coefficients = torch.bmm(core, projected).mT
-        return torch.baddbmm(x.unsqueeze(1), coefficients, self.basis, beta=-1).squeeze(
-            1
-        )
+        weights = core.to(x.dtype) @ projected
+        return add_combination(-x, weights.squeeze(2), self.basis)
 
 
 @dataclass

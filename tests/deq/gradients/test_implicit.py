@@ -292,6 +292,21 @@ class TestImplicitGradient:
         finally:
             gc.enable()
 
+    def test_history_is_gone_while_autograd_carries_on(self, problem):
+        histories, seen = [], []
+
+        class Watched(BroydenSolver):
+            def _init_history(self, z0):
+                history = super()._init_history(z0)
+                histories.append(weakref.ref(history.steps))
+                return history
+
+        solution = FORWARD.solve(problem.f, problem.z0)
+        z = ImplicitGradient(Watched()).attach(problem.f, solution)
+        problem.x.register_hook(lambda grad: seen.append(histories[0]()))
+        z.sum().backward()
+        assert seen == [None]
+
     def test_wrong_solver(self):
         with pytest.raises(ValueError, match=r"gradient\.solver: unknown.*'Newton'"):
             ImplicitGradient(solver=dict(type='Newton'))

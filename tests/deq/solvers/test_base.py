@@ -11,9 +11,13 @@ SOLVERS = [
     pytest.param(AndersonSolver, {}, id='Anderson'),
     pytest.param(AndersonSolver, dict(window=1), id='Anderson-window-1'),
     pytest.param(AndersonSolver, dict(ridge=0.0, mixing=0.8), id='Anderson-no-ridge'),
+    pytest.param(
+        AndersonSolver, dict(history_dtype='bfloat16'), id='Anderson-bfloat16'
+    ),
     pytest.param(BroydenSolver, {}, id='Broyden'),
     pytest.param(BroydenSolver, dict(memory=1), id='Broyden-memory-1'),
     pytest.param(BroydenSolver, dict(memory=1000), id='Broyden-full'),
+    pytest.param(BroydenSolver, dict(history_dtype='bfloat16'), id='Broyden-bfloat16'),
 ]
 
 SIZE = 40

@@ -1,0 +1,81 @@
+"""What a method remembers between evaluations, and products with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+_N_PARTS = 8
+
+
+@dataclass
+class History:
+    """What a method remembers between evaluations; tensors begin with the batch."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps the given samples alone."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                setattr(self, item.name, value[rows])
+
+
+def allocate(z: Tensor, n_states: int, dtype: Optional[str]) -> Tensor:
+    """Returns zeros for some states a sample, ``(B, n_states, N)``.
+
+    Args:
+        z (Tensor): A state, ``(B, N)``.
+        n_states (int): States a sample.
+        dtype (str, optional): In what they are kept, None for the dtype of ``z``.
+    """
+    kept = z.dtype if dtype is None else getattr(torch, dtype)
+    return z.new_zeros(len(z), n_states, z.shape[1], dtype=kept)
+
+
+def check_dtype(dtype: Optional[str]) -> Optional[str]:
+    """Returns ``history_dtype`` if it is allowed.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if dtype not in (None, 'bfloat16'):
+        raise ValueError(f"history_dtype must be None or 'bfloat16', got {dtype!r}")
+    return dtype
+
+
+def batched_dot(rows: Tensor, x: Tensor) -> Tensor:
+    """Returns the products ``(B, m)`` of ``(B, m, N)`` with ``(B, N)``."""
+    if rows.dtype == x.dtype:
+        # With x on the left, the other order being many times slower on CPU.
+        return torch.bmm(x.unsqueeze(1), rows.mT).squeeze(1)
+    parts = zip(rows.chunk(_N_PARTS, dim=2), x.chunk(_N_PARTS, dim=1))
+    return sum(batched_dot(part.to(x.dtype), y) for part, y in parts)
+
+
+def add_combination(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    """Returns ``x + sum_i weights_i rows_i``, ``(B, N)``.
+
+    Args:
+        x (Tensor): ``(B, N)``.
+        weights (Tensor): ``(B, m)``.
+        rows (Tensor): ``(B, m, N)``.
+    """
+    if rows.dtype == x.dtype:
+        weights = weights.unsqueeze(1)
+        return torch.baddbmm(x.unsqueeze(1), weights, rows).squeeze(1)
+    # In parts, so that never more than a small one is there in the wider dtype.
+    parts = zip(x.chunk(_N_PARTS, dim=1), rows.chunk(_N_PARTS, dim=2))
+    return torch.cat(
+        [add_combination(y, weights, part.to(x.dtype)) for y, part in parts], dim=1
+    )
+
+
+def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Returns the samples of ``new`` where the mask ``(B,)`` holds, else of ``old``."""
+    if mask.device.type == 'cpu':
+        # Copies of whole samples, several times faster there than torch.where.
+        return torch.stack([n if m else o for m, n, o in zip(mask.tolist(), new, old)])
+    return torch.where(mask.unsqueeze(1), new, old)

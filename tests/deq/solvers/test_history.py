@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from mdeq_mm.deq import AndersonSolver, BroydenSolver
+from mdeq_mm.deq.solvers.history import add_combination, batched_dot, choose
+
+DTYPES = ['float32', 'bfloat16']
+
+
+@pytest.mark.parametrize('size', [3, 8, 100])
+@pytest.mark.parametrize('dtype', DTYPES)
+class TestProducts:
+    def test_dot(self, size, dtype):
+        rows = torch.randn(2, 5, size).to(getattr(torch, dtype))
+        x = torch.randn(2, size)
+        expected = torch.einsum('bmn,bn->bm', rows.double(), x.double())
+        torch.testing.assert_close(batched_dot(rows, x), expected.float())
+
+    def test_combination(self, size, dtype):
+        rows = torch.randn(2, 5, size).to(getattr(torch, dtype))
+        x, weights = torch.randn(2, size), torch.randn(2, 5)
+        expected = x + torch.einsum('bmn,bm->bn', rows.double(), weights.double())
+        torch.testing.assert_close(
+            add_combination(x, weights, rows), expected.float(), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_choice_lets_nothing_through(bad):
+    mask = torch.tensor([True, False, True])
+    new, old = torch.full((3, 4), bad), torch.full((3, 4), bad)
+    new[mask], old[~mask] = 1.0, 2.0
+    assert choose(mask, new, old).tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]
+
+
+@pytest.mark.parametrize(
+    ('solver', 'n_states', 'n_plain'),
+    [
+        (AndersonSolver(40, window=5), 10, 1),
+        (AndersonSolver(3, window=5), 6, 1),
+        (BroydenSolver(40, memory=7), 8, 0),
+        (BroydenSolver(5, memory=7), 4, 0),
+    ],
+)
+@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
+def test_documented_size(solver, n_states, n_plain, dtype):
+    """Of the whole history: so many states, of which some are never rounded."""
+    solver = type(solver)(**{**vars(solver), 'history_dtype': dtype})
+    z = torch.zeros(2, 1000)
+    history = solver._init_history(z)
+    for _ in range(12):
+        solver._advance(history, z, torch.rand_like(z), torch.rand_like(z), None)
+    sizes = [
+        value.untyped_storage().nbytes()
+        for value in vars(history).values()
+        if isinstance(value, torch.Tensor) and value.shape[-1] == 1000
+    ]
+    rounded = 2 if dtype == 'bfloat16' else 4
+    assert sum(sizes) == 2 * 1000 * ((n_states - n_plain) * rounded + n_plain * 4)
+
+
+@pytest.mark.parametrize('cls', [AndersonSolver, BroydenSolver])
+def test_wrong_dtype(cls):
+    message = "history_dtype must be None or 'bfloat16', got 'int8'"
+    with pytest.raises(ValueError, match=message):
+        cls(history_dtype='int8')
