@@ -11,7 +11,12 @@ model = dict(
         forward_solver=dict(type='BroydenSolver', max_evals=18, tol=1e-3),
         gradient=dict(
             type='ImplicitGradient',
-            solver=dict(type='BroydenSolver', max_evals=20, tol=1e-3),
+            solver=dict(
+                type='BroydenSolver',
+                max_evals=20,
+                tol=1e-3,
+                history_dtype='bfloat16',
+            ),
         ),
     ),
     neck=[

@@ -101,11 +101,13 @@ class ImplicitGradient(EquilibriumGradient):
             if not norm.isfinite().all():
                 return grad
             unit = grad / norm.clamp_min(torch.finfo(grad.dtype).tiny)
-            # (I - J^T)^-1 is minus the transposed inverse Jacobian of f(z) - z.
-            start = unit if inverse is None else -inverse.apply_transpose(unit)
-            # A forward solve that ran away may have left an inverse that is of no use.
-            finite = start.isfinite().all(dim=1, keepdim=True)
-            start = torch.where(finite, start, unit)
+            start = unit
+            if inverse is not None:
+                # (I - J^T)^-1 is minus the transposed inverse Jacobian of f(z) - z.
+                start = -inverse.apply_transpose(unit)
+                # A forward solve that ran away may have left one that is of no use.
+                finite = start.isfinite().all(dim=1, keepdim=True)
+                start = torch.where(finite, start, unit)
             if self.solver is None:
                 return start * norm
 
