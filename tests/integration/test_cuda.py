@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from mdeq_mm.deq import AndersonSolver, BroydenSolver
+from mdeq_mm.deq.compiled import CellCompiler
 from mdeq_mm.models import MDEQ
 
 pytestmark = [
@@ -37,6 +39,35 @@ def test_gpu_equals_cpu(backbone):
         found.append((*(output.detach().cpu() for output in outputs), torch.cat(grads)))
     for actual, expected in zip(*found):
         torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_graph_replay(backbone, training):
+    """Several passes, for the first ones record: results must not be overwritten."""
+    replayed = copy.deepcopy(backbone)
+    layer = replayed.equilibrium
+    layer.compiler = CellCompiler(dict(mode='reduce-overhead'))
+    found = []
+    for model in (backbone.cuda(), replayed.cuda()):
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(training):
+            outputs = [model(torch.randn(2, 3, 64, 64).cuda()) for _ in range(5)]
+            if training:
+                sum(o.square().mean() for output in outputs for o in output).backward()
+        found.append([o for output in outputs for o in output])
+        found[-1] += [p.grad for p in model.parameters() if training]
+    for actual, expected in zip(*found):
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize('history_dtype', [None, 'bfloat16'])
+@pytest.mark.parametrize('cls', [AndersonSolver, BroydenSolver])
+def test_solvers(cls, history_dtype):
+    matrix = torch.randn(40, 40, device='cuda') / 14
+    shift = torch.randn(8, 40, device='cuda')
+    solver = cls(100, 1e-5, history_dtype=history_dtype)
+    solution = solver.solve(lambda z: torch.tanh(z @ matrix) + shift, shift)
+    assert solution.converged.all()
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])

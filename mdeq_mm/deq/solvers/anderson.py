@@ -50,7 +50,7 @@ class AndersonSolver(FixedPointSolver):
         tol (float): Tolerance on the residual. Defaults to 1e-3.
         stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
         window (int): Iterates that are combined, at least 1 (which is Picard
-            iteration). Defaults to 5.
+            iteration). Defaults to 6.
         ridge (float): Regularisation of the least-squares problem, relative.
             Defaults to 1e-6.
         mixing (float): Share of the residual that is added, in (0, 1].
@@ -67,7 +67,7 @@ class AndersonSolver(FixedPointSolver):
         max_evals: int = 30,
         tol: float = 1e-3,
         stop_mode: str = 'rel',
-        window: int = 5,
+        window: int = 6,
         ridge: float = 1e-6,
         mixing: float = 1.0,
         history_dtype: Optional[str] = None,
