@@ -10,7 +10,7 @@ from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
 from .base import FixedPointSolver
-from .history import History, add_combination, allocate, batched_dot, check_dtype
+from .history import History, add_combination_, allocate, batched_dot, check_dtype
 
 
 @dataclass
@@ -111,15 +111,17 @@ class AndersonSolver(FixedPointSolver):
         alpha = self._coefficients(history.gram[:, used, used], slot)
 
         last = history.mixed
-        mixed = history.mixed = fz if self.mixing == 1 else z + self.mixing * g
+        mixed = history.mixed = (
+            fz if self.mixing == 1 else torch.add(z, g, alpha=self.mixing)
+        )
         if number == 0 or window == 1:
             return mixed
         slot, used = (number - 1) % (window - 1), slice(min(number, window - 1))
-        history.differences[:, slot] = mixed - last
+        torch.sub(mixed, last, out=history.differences[:, slot])
         # A difference is in all iterates older than itself: with their joint weight.
         weights = alpha.roll(-number - 1, 1).cumsum(1)[:, :-1].roll(number, 1)
-        return add_combination(
-            mixed, -weights.to(mixed.dtype), history.differences[:, used]
+        return add_combination_(
+            mixed.clone(), -weights.to(mixed.dtype), history.differences[:, used]
         )
 
     def _coefficients(self, gram: Tensor, newest: int) -> Tensor:

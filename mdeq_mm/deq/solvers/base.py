@@ -170,7 +170,7 @@ class FixedPointSolver(ABC):
                 # Copies of whole states are left out where all samples go one way.
                 if n_improved == len(z):
                     samples.best = z
-                else:
+                elif n_improved != 0:
                     samples.best = choose(improved, z, samples.best)
                 if number in keep:
                     finite = current.isfinite().unsqueeze(1)
@@ -228,7 +228,7 @@ class FixedPointSolver(ABC):
             history (History): What :meth:`_init_history` returned; updated in place.
             z (Tensor): Current iterate, ``(B, N)``.
             fz (Tensor): ``f(z)``, ``(B, N)``.
-            g (Tensor): ``f(z) - z``, ``(B, N)``.
+            g (Tensor): ``f(z) - z``, ``(B, N)``; may be overwritten.
             active (Tensor, optional): Samples that have not stopped, bool, ``(B,)``;
                 None for all. The iterate of the others is not used, and may be NaN.
         """

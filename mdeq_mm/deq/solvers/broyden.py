@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import FixedPointSolver
 from .history import (
     History,
-    add_combination,
+    add_combination_,
     allocate,
     batched_dot,
     check_dtype,
@@ -95,14 +95,14 @@ class BroydenSolver(FixedPointSolver):
         gram = history.gram[:, :used, :used]
         core = history.core[:, :used, :used]
         if number == 0:
-            step, scale = g, g.new_ones(len(g), 1)
+            step = g
             products = row = gram.new_empty(len(g), 0)
         else:
             # d = -H g; then, by Sherman-Morrison, the step is d / (1 - s.d / s.s) for
             # the last step s, and the update of H the step times s^T H / s.s.
             projected = batched_dot(steps, g).unsqueeze(2)
             coefficients = core @ projected.to(core.dtype)
-            step = add_combination(g, -coefficients.squeeze(2).to(g.dtype), steps)
+            step = add_combination_(g, -coefficients.squeeze(2).to(g.dtype), steps)
             products = (projected - gram @ coefficients).squeeze(2)
             squared = gram[:, last, last].unsqueeze(1)
             denominator = 1 - products[:, last].unsqueeze(1) / squared
@@ -112,11 +112,11 @@ class BroydenSolver(FixedPointSolver):
             row = gram[:, last].unsqueeze(1) @ core
             row[:, 0, last] -= 1
             row = torch.where(regular, row.squeeze(1) / squared, 0)
-            products, scale = products * scale, scale.to(g.dtype)
+            products = products * scale
+            step *= scale.to(step.dtype)
 
-        squared = torch.linalg.vecdot(step, step, dim=1) * scale.squeeze(1) ** 2
-        self._write(history, slot, step * scale, products, squared, row, active)
-        return torch.addcmul(z, step, scale)
+        self._write(history, slot, step, products, row, active)
+        return step.add_(z)
 
     @staticmethod
     def _write(
@@ -124,7 +124,6 @@ class BroydenSolver(FixedPointSolver):
         slot: int,
         step: Tensor,
         products: Tensor,
-        squared: Tensor,
         row: Tensor,
         active: Optional[Tensor],
     ) -> None:
@@ -135,7 +134,7 @@ class BroydenSolver(FixedPointSolver):
         history.steps[:, slot] = step
         history.gram[:, slot, :used] = products
         history.gram[:, :used, slot] = products
-        history.gram[:, slot, slot] = squared.to(history.gram.dtype)
+        history.gram[:, slot, slot] = torch.linalg.vector_norm(step, dim=1) ** 2
         history.core[:, slot, :used] = row
         # Without its column the step that was here before is in no update any more.
         history.core[:, :, slot] = 0
@@ -144,4 +143,5 @@ class BroydenSolver(FixedPointSolver):
             history.core = torch.where(active.view(-1, 1, 1), history.core, before)
 
     def _inverse_jacobian(self, history: _History) -> LowRankInverse:
-        return LowRankInverse(history.steps, history.core)
+        used = min(history.n_steps, history.steps.shape[1])
+        return LowRankInverse(history.steps[:, :used], history.core[:, :used, :used])

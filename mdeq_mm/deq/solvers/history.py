@@ -24,7 +24,7 @@ class History:
 
 
 def allocate(z: Tensor, n_states: int, dtype: Optional[str]) -> Tensor:
-    """Returns zeros for some states a sample, ``(B, n_states, N)``.
+    """Returns room for some states a sample, ``(B, n_states, N)``.
 
     Args:
         z (Tensor): A state, ``(B, N)``.
@@ -32,7 +32,7 @@ def allocate(z: Tensor, n_states: int, dtype: Optional[str]) -> Tensor:
         dtype (str, optional): In what they are kept, None for the dtype of ``z``.
     """
     kept = z.dtype if dtype is None else getattr(torch, dtype)
-    return z.new_zeros(len(z), n_states, z.shape[1], dtype=kept)
+    return z.new_empty(len(z), n_states, z.shape[1], dtype=kept)
 
 
 def check_dtype(dtype: Optional[str]) -> Optional[str]:
@@ -55,8 +55,8 @@ def batched_dot(rows: Tensor, x: Tensor) -> Tensor:
     return sum(batched_dot(part.to(x.dtype), y) for part, y in parts)
 
 
-def add_combination(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
-    """Returns ``x + sum_i weights_i rows_i``, ``(B, N)``.
+def add_combination_(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
+    """Adds ``sum_i weights_i rows_i`` to ``x`` in place, and returns it.
 
     Args:
         x (Tensor): ``(B, N)``.
@@ -64,13 +64,12 @@ def add_combination(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
         rows (Tensor): ``(B, m, N)``.
     """
     if rows.dtype == x.dtype:
-        weights = weights.unsqueeze(1)
-        return torch.baddbmm(x.unsqueeze(1), weights, rows).squeeze(1)
+        x.unsqueeze(1).baddbmm_(weights.unsqueeze(1), rows)
+        return x
     # In parts, so that never more than a small one is there in the wider dtype.
-    parts = zip(x.chunk(_N_PARTS, dim=1), rows.chunk(_N_PARTS, dim=2))
-    return torch.cat(
-        [add_combination(y, weights, part.to(x.dtype)) for y, part in parts], dim=1
-    )
+    for y, part in zip(x.chunk(_N_PARTS, dim=1), rows.chunk(_N_PARTS, dim=2)):
+        add_combination_(y, weights, part.to(x.dtype))
+    return x
 
 
 def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

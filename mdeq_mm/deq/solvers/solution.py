@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .history import add_combination, batched_dot
+from .history import add_combination_, batched_dot
 
 
 class SolveStatus(IntEnum):
@@ -57,7 +57,7 @@ class LowRankInverse:
     def _product(self, core: Tensor, x: Tensor) -> Tensor:
         projected = batched_dot(self.basis, x).unsqueeze(2)
         weights = core.to(x.dtype) @ projected
-        return add_combination(-x, weights.squeeze(2), self.basis)
+        return add_combination_(-x, weights.squeeze(2), self.basis)
 
 
 @dataclass

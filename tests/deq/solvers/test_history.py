@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mdeq_mm.deq import AndersonSolver, BroydenSolver
-from mdeq_mm.deq.solvers.history import add_combination, batched_dot, choose
+from mdeq_mm.deq.solvers.history import add_combination_, batched_dot, choose
 
 DTYPES = ['float32', 'bfloat16']
 
@@ -20,9 +20,8 @@ class TestProducts:
         rows = torch.randn(2, 5, size).to(getattr(torch, dtype))
         x, weights = torch.randn(2, size), torch.randn(2, 5)
         expected = x + torch.einsum('bmn,bm->bn', rows.double(), weights.double())
-        torch.testing.assert_close(
-            add_combination(x, weights, rows), expected.float(), rtol=1e-5, atol=1e-5
-        )
+        assert add_combination_(x, weights, rows) is x
+        torch.testing.assert_close(x, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
