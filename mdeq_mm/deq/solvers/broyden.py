@@ -128,9 +128,11 @@ class BroydenSolver(FixedPointSolver):
         active: Optional[Tensor],
     ) -> None:
         """Puts a step into its slot, in place of the oldest if all are taken."""
-        if active is not None:
-            step = choose(active, step, history.steps[:, slot].to(step.dtype))
         before, used = history.core.clone(), products.shape[1]
+        if active is not None:
+            # A slot that is not taken yet may hold anything, NaN as well.
+            old = history.steps[:, slot] if slot < used else torch.zeros_like(step)
+            step = choose(active, step, old.to(step.dtype))
         history.steps[:, slot] = step
         history.gram[:, slot, :used] = products
         history.gram[:, :used, slot] = products

@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from mdeq_mm.deq import AndersonSolver, BroydenSolver
-from mdeq_mm.deq.solvers.history import add_combination_, batched_dot, choose
+from mdeq_mm.deq.solvers.history import (
+    add_combination_,
+    allocate,
+    batched_dot,
+    choose,
+)
 
 DTYPES = ['float32', 'bfloat16']
 
@@ -56,6 +61,32 @@ def test_documented_size(solver, n_states, n_plain, dtype):
     ]
     rounded = 2 if dtype == 'bfloat16' else 4
     assert sum(sizes) == 2 * 1000 * ((n_states - n_plain) * rounded + n_plain * 4)
+
+
+@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
+@pytest.mark.parametrize('name', ['anderson', 'broyden'])
+def test_memory_that_has_not_been_written_is_not_read(monkeypatch, name, dtype):
+    matrix = torch.randn(12, 12) / 6
+    scale = torch.tensor([[0.01], [0.9]])  # the first sample stops early
+    x = torch.randn(2, 12)
+    cls = dict(anderson=AndersonSolver, broyden=BroydenSolver)[name]
+    solver = cls(30, 1e-6, history_dtype=dtype)
+
+    def solve():
+        return solver.solve(lambda z: scale * torch.tanh(z @ matrix) + x, 0 * x)
+
+    expected = solve()
+    assert expected.n_evals[0] < 7 < expected.n_evals[1]
+
+    def full_of_nan(*args):
+        return allocate(*args).fill_(torch.nan)
+
+    monkeypatch.setattr(f'mdeq_mm.deq.solvers.{name}.allocate', full_of_nan)
+    found = solve()
+    assert torch.equal(found.state, expected.state)
+    if name == 'broyden':
+        inverses = [s.inverse_jacobian for s in (found, expected)]
+        assert torch.equal(*(inverse.apply(x) for inverse in inverses))
 
 
 @pytest.mark.parametrize('cls', [AndersonSolver, BroydenSolver])
