@@ -10,10 +10,7 @@ model = dict(
         arch='small',
         num_layers=5,
         forward_solver=dict(max_evals=26, **solver),
-        gradient=dict(
-            type='ImplicitGradient',
-            solver=dict(max_evals=27, history_dtype='bfloat16', **solver),
-        ),
+        gradient=dict(type='ImplicitGradient', solver=dict(max_evals=27, **solver)),
     ),
     neck=[
         dict(

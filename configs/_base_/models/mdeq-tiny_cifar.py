@@ -11,12 +11,7 @@ model = dict(
         forward_solver=dict(type='BroydenSolver', max_evals=18, tol=1e-3),
         gradient=dict(
             type='ImplicitGradient',
-            solver=dict(
-                type='BroydenSolver',
-                max_evals=20,
-                tol=1e-3,
-                history_dtype='bfloat16',
-            ),
+            solver=dict(type='BroydenSolver', max_evals=20, tol=1e-3),
         ),
     ),
     neck=[

@@ -99,7 +99,8 @@ class FixedPointSolver(ABC):
         """Solves ``z = f(z)``.
 
         Args:
-            f (Callable): Maps a state ``(B, N)`` to a state ``(B, N)``.
+            f (Callable): Maps a state ``(B, N)`` to a state ``(B, N)``, which must be a
+                new tensor each time.
             z0 (Tensor): Initial state, floating point, ``(B, N)``.
             keep (Collection[int]): Numbers of the evaluations, counted from 1, whose
                 iterates the solution keeps, as far as the solve gets. Defaults to ().

@@ -53,7 +53,8 @@ class BroydenSolver(FixedPointSolver):
         stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
         memory (int): Rank-one updates that are kept, at least 1. Defaults to 10.
         history_dtype (str, optional): ``'bfloat16'`` keeps the steps in half the
-            memory. Defaults to None, the dtype of the state.
+            memory, for one more product with ``S``; where convergence is slow it takes
+            more evaluations. Defaults to None, the dtype of the state.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -115,7 +116,13 @@ class BroydenSolver(FixedPointSolver):
             products = products * scale
             step *= scale.to(step.dtype)
 
-        self._write(history, slot, step, products, row, active)
+        kept = step
+        if steps.dtype != step.dtype:
+            # The Gram matrix must be that of the steps as they are stored: one that
+            # fits them but nearly lets the inverse run away.
+            kept = step.to(steps.dtype).to(step.dtype)
+            products = batched_dot(steps, kept).to(gram.dtype)
+        self._write(history, slot, kept, products, row, active)
         return step.add_(z)
 
     @staticmethod

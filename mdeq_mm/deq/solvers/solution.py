@@ -55,9 +55,11 @@ class LowRankInverse:
         return self._product(self.core.mT, x)
 
     def _product(self, core: Tensor, x: Tensor) -> Tensor:
-        projected = batched_dot(self.basis, x).unsqueeze(2)
-        weights = core.to(x.dtype) @ projected
-        return add_combination_(-x, weights.squeeze(2), self.basis)
+        # Backward may run under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            projected = batched_dot(self.basis, x).unsqueeze(2)
+            weights = core.to(x.dtype) @ projected
+            return add_combination_(-x, weights.squeeze(2), self.basis)
 
 
 @dataclass

@@ -149,6 +149,26 @@ class TestImplicitGradient:
         expected = problem.weight if solver is None else whole
         torch.testing.assert_close(actual[1], expected[1])
 
+    def test_inverse_when_backward_runs_under_autocast(self, problem):
+        z0 = problem.z0.float()
+        matrix, x = problem.matrix.float().detach(), problem.x.float().detach()
+
+        def grads(enabled):
+            weight = matrix.clone().requires_grad_()
+
+            def f(z):
+                with torch.autocast('cpu', enabled=False):
+                    return torch.tanh(z @ weight.T) + x
+
+            solution = BroydenSolver(20, 1e-5).solve(f, z0)
+            z = ImplicitGradient(None, init='inverse').attach(f, solution)
+            with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+                z.sum().backward()
+            return weight.grad
+
+        # What is left is the product of autograd itself, in bfloat16.
+        assert relative_error(grads(True), grads(False)) <= 1e-2
+
     def test_inverse_takes_a_solver_that_has_one(self, problem):
         solution = PicardSolver(30, 1e-6).solve(problem.f, problem.z0)
         with pytest.raises(ValueError, match="init='inverse'.*BroydenSolver"):

@@ -10,6 +10,7 @@ SOLVERS = [
     pytest.param(PicardSolver, dict(damping=0.7), id='Picard-damped'),
     pytest.param(AndersonSolver, {}, id='Anderson'),
     pytest.param(AndersonSolver, dict(window=1), id='Anderson-window-1'),
+    pytest.param(AndersonSolver, dict(window=2), id='Anderson-window-2'),
     pytest.param(AndersonSolver, dict(ridge=0.0, mixing=0.8), id='Anderson-no-ridge'),
     pytest.param(
         AndersonSolver, dict(history_dtype='bfloat16'), id='Anderson-bfloat16'

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mdeq_mm.deq import AndersonSolver, BroydenSolver
+from mdeq_mm.deq import AndersonSolver, BroydenSolver, SolveStatus
 from mdeq_mm.deq.solvers.history import (
     add_combination_,
     allocate,
@@ -61,6 +61,19 @@ def test_documented_size(solver, n_states, n_plain, dtype):
     ]
     rounded = 2 if dtype == 'bfloat16' else 4
     assert sum(sizes) == 2 * 1000 * ((n_states - n_plain) * rounded + n_plain * 4)
+
+
+@pytest.mark.parametrize('memory', [10, 60])
+def test_rounded_steps_where_convergence_is_slow(memory):
+    """Eigenvalues near 1 make the inverse of Broyden's method run away unless the
+    products it is built from are those of the rounded steps."""
+    eigenvalues = torch.rand(400) * 1.27 - 0.3
+    x = torch.randn(64, 400)
+    solver = BroydenSolver(60, 1e-4, memory=memory, history_dtype='bfloat16')
+    solution = solver.solve(lambda z: eigenvalues * z + x, torch.zeros(64, 400))
+    assert (solution.status != SolveStatus.BROKEN_DOWN).all()
+    assert solution.converged.float().mean() > 0.75
+    assert (solution.residual < 1e-2).all()
 
 
 @pytest.mark.parametrize('dtype', [None, 'bfloat16'])
