@@ -10,7 +10,7 @@ from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
 from .base import FixedPointSolver
-from .history import History, add_combination_, allocate, batched_dot, check_dtype
+from .history import History, add_combination_, allocate, batched_dots, check_dtype
 
 
 @dataclass
@@ -92,6 +92,12 @@ class AndersonSolver(FixedPointSolver):
             differences=allocate(z0, window - 1, self.history_dtype),
         )
 
+    def _residual(self, history: _History, z: Tensor, fz: Tensor) -> Tensor:
+        room = history.g[:, history.n_evals % history.g.shape[1]]
+        if room.dtype != z.dtype:
+            return super()._residual(history, z, fz)
+        return torch.sub(fz, z, out=room)
+
     def _advance(
         self,
         history: _History,
@@ -103,9 +109,11 @@ class AndersonSolver(FixedPointSolver):
         number, window = history.n_evals, history.g.shape[1]
         history.n_evals += 1
         slot, used = number % window, slice(min(number + 1, window))
-        history.g[:, slot] = g
+        if history.g.dtype != g.dtype:
+            history.g[:, slot] = g
         # One new row of the Gram matrix an evaluation.
-        products = batched_dot(history.g[:, used], g).to(history.gram.dtype)
+        (products,) = batched_dots(history.g[:, used], g)
+        products = products.to(history.gram.dtype)
         history.gram[:, slot, used] = products
         history.gram[:, used, slot] = products
         alpha = self._coefficients(history.gram[:, used, used], slot)

@@ -150,7 +150,7 @@ class FixedPointSolver(ABC):
             # Only f may run in reduced precision, not the solver's own products.
             with torch.autocast(device, enabled=False):
                 fz = fz.to(z.dtype)
-                g = fz - z
+                g = self._residual(history, z, fz)
                 current = self._measure(g, fz)
                 active = samples.status == SolveStatus.BUDGET_SPENT
                 improved = active & (current < samples.residual)
@@ -213,6 +213,10 @@ class FixedPointSolver(ABC):
     def _init_history(self, z0: Tensor) -> History:
         """Allocates what the method remembers between evaluations."""
         return History()
+
+    def _residual(self, history: History, z: Tensor, fz: Tensor) -> Tensor:
+        """Returns ``f(z) - z``, ``(B, N)``; maybe right where the history keeps it."""
+        return fz - z
 
     @abstractmethod
     def _advance(

@@ -14,7 +14,7 @@ from .history import (
     History,
     add_combination_,
     allocate,
-    batched_dot,
+    batched_dots,
     check_dtype,
     choose,
 )
@@ -96,54 +96,48 @@ class BroydenSolver(FixedPointSolver):
         gram = history.gram[:, :used, :used]
         core = history.core[:, :used, :used]
         if number == 0:
-            step = g
-            products = row = gram.new_empty(len(g), 0)
+            direction, scale = g, g.new_ones(len(g), 1)
+            row = gram.new_empty(len(g), 0)
         else:
+            # The Gram matrix must be that of the steps as they are stored, and no
+            # recurrence: with one that fits them but nearly the inverse runs away.
+            projected, products = batched_dots(steps, g, steps[:, last])
+            gram[:, last] = gram[:, :, last] = products.to(gram.dtype)
             # d = -H g; then, by Sherman-Morrison, the step is d / (1 - s.d / s.s) for
             # the last step s, and the update of H the step times s^T H / s.s.
-            projected = batched_dot(steps, g).unsqueeze(2)
-            coefficients = core @ projected.to(core.dtype)
-            step = add_combination_(g, -coefficients.squeeze(2).to(g.dtype), steps)
-            products = (projected - gram @ coefficients).squeeze(2)
+            coefficients = (core @ projected.to(core.dtype).unsqueeze(2)).squeeze(2)
+            direction = add_combination_(g, -coefficients.to(g.dtype), steps)
+            along = projected[:, last] - (gram[:, last] * coefficients).sum(1)
             squared = gram[:, last, last].unsqueeze(1)
-            denominator = 1 - products[:, last].unsqueeze(1) / squared
+            denominator = 1 - along.unsqueeze(1) / squared
             # Left out where the quotient is undefined.
             regular = denominator.abs() > torch.finfo(g.dtype).eps
-            scale = torch.where(regular, denominator, 1).reciprocal()
-            row = gram[:, last].unsqueeze(1) @ core
-            row[:, 0, last] -= 1
-            row = torch.where(regular, row.squeeze(1) / squared, 0)
-            products = products * scale
-            step *= scale.to(step.dtype)
-
-        kept = step
-        if steps.dtype != step.dtype:
-            # The Gram matrix must be that of the steps as they are stored: one that
-            # fits them but nearly lets the inverse run away.
-            kept = step.to(steps.dtype).to(step.dtype)
-            products = batched_dot(steps, kept).to(gram.dtype)
-        self._write(history, slot, kept, products, row, active)
-        return step.add_(z)
+            scale = torch.where(regular, denominator, 1).reciprocal().to(g.dtype)
+            row = (gram[:, last].unsqueeze(1) @ core).squeeze(1)
+            row[:, last] -= 1
+            row = torch.where(regular, row / squared, 0)
+        self._write(history, slot, direction, scale, row, active)
+        return torch.addcmul(z, direction, scale, out=direction)
 
     @staticmethod
     def _write(
         history: _History,
         slot: int,
-        step: Tensor,
-        products: Tensor,
+        direction: Tensor,
+        scale: Tensor,
         row: Tensor,
         active: Optional[Tensor],
     ) -> None:
         """Puts a step into its slot, in place of the oldest if all are taken."""
-        before, used = history.core.clone(), products.shape[1]
-        if active is not None:
+        used, before = row.shape[1], history.core
+        if active is None:
+            torch.mul(direction, scale, out=history.steps[:, slot])
+        else:
             # A slot that is not taken yet may hold anything, NaN as well.
-            old = history.steps[:, slot] if slot < used else torch.zeros_like(step)
-            step = choose(active, step, old.to(step.dtype))
-        history.steps[:, slot] = step
-        history.gram[:, slot, :used] = products
-        history.gram[:, :used, slot] = products
-        history.gram[:, slot, slot] = torch.linalg.vector_norm(step, dim=1) ** 2
+            old = history.steps[:, slot] if slot < used else torch.zeros_like(direction)
+            step = choose(active, direction * scale, old.to(direction.dtype))
+            history.steps[:, slot] = step
+            history.core = before.clone()
         history.core[:, slot, :used] = row
         # Without its column the step that was here before is in no update any more.
         history.core[:, :, slot] = 0

@@ -46,13 +46,20 @@ def check_dtype(dtype: Optional[str]) -> Optional[str]:
     return dtype
 
 
-def batched_dot(rows: Tensor, x: Tensor) -> Tensor:
-    """Returns the products ``(B, m)`` of ``(B, m, N)`` with ``(B, N)``."""
-    if rows.dtype == x.dtype:
+def batched_dots(rows: Tensor, *xs: Tensor) -> tuple[Tensor, ...]:
+    """Returns the products ``(B, m)`` of ``(B, m, N)`` with each ``(B, N)``."""
+    dtype = xs[0].dtype
+    if rows.dtype == dtype:
         # With x on the left, the other order being many times slower on CPU.
-        return torch.bmm(x.unsqueeze(1), rows.mT).squeeze(1)
-    parts = zip(rows.chunk(_N_PARTS, dim=2), x.chunk(_N_PARTS, dim=1))
-    return sum(batched_dot(part.to(x.dtype), y) for part, y in parts)
+        return tuple(torch.bmm(x.unsqueeze(1), rows.mT).squeeze(1) for x in xs)
+    # In parts, so that never more than a small one is there in the wider dtype.
+    parts = [
+        batched_dots(*(part.to(dtype) for part in operands))
+        for operands in zip(
+            rows.chunk(_N_PARTS, dim=2), *(x.chunk(_N_PARTS, dim=1) for x in xs)
+        )
+    ]
+    return tuple(sum(products) for products in zip(*parts))
 
 
 def add_combination_(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
@@ -66,7 +73,6 @@ def add_combination_(x: Tensor, weights: Tensor, rows: Tensor) -> Tensor:
     if rows.dtype == x.dtype:
         x.unsqueeze(1).baddbmm_(weights.unsqueeze(1), rows)
         return x
-    # In parts, so that never more than a small one is there in the wider dtype.
     for y, part in zip(x.chunk(_N_PARTS, dim=1), rows.chunk(_N_PARTS, dim=2)):
         add_combination_(y, weights, part.to(x.dtype))
     return x

@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .history import add_combination_, batched_dot
+from .history import add_combination_, batched_dots
 
 
 class SolveStatus(IntEnum):
@@ -57,8 +57,8 @@ class LowRankInverse:
     def _product(self, core: Tensor, x: Tensor) -> Tensor:
         # Backward may run under autocast.
         with torch.autocast(x.device.type, enabled=False):
-            projected = batched_dot(self.basis, x).unsqueeze(2)
-            weights = core.to(x.dtype) @ projected
+            (projected,) = batched_dots(self.basis, x)
+            weights = core.to(x.dtype) @ projected.unsqueeze(2)
             return add_combination_(-x, weights.squeeze(2), self.basis)
 
 

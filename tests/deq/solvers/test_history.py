@@ -5,7 +5,7 @@ from mdeq_mm.deq import AndersonSolver, BroydenSolver, SolveStatus
 from mdeq_mm.deq.solvers.history import (
     add_combination_,
     allocate,
-    batched_dot,
+    batched_dots,
     choose,
 )
 
@@ -17,9 +17,10 @@ DTYPES = ['float32', 'bfloat16']
 class TestProducts:
     def test_dot(self, size, dtype):
         rows = torch.randn(2, 5, size).to(getattr(torch, dtype))
-        x = torch.randn(2, size)
-        expected = torch.einsum('bmn,bn->bm', rows.double(), x.double())
-        torch.testing.assert_close(batched_dot(rows, x), expected.float())
+        xs = torch.randn(2, size), rows[:, 2]
+        for x, products in zip(xs, batched_dots(rows, *xs)):
+            expected = torch.einsum('bmn,bn->bm', rows.double(), x.double())
+            torch.testing.assert_close(products, expected.float())
 
     def test_combination(self, size, dtype):
         rows = torch.randn(2, 5, size).to(getattr(torch, dtype))
@@ -63,17 +64,21 @@ def test_documented_size(solver, n_states, n_plain, dtype):
     assert sum(sizes) == 2 * 1000 * ((n_states - n_plain) * rounded + n_plain * 4)
 
 
+@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
 @pytest.mark.parametrize('memory', [10, 60])
-def test_rounded_steps_where_convergence_is_slow(memory):
-    """Eigenvalues near 1 make the inverse of Broyden's method run away unless the
-    products it is built from are those of the rounded steps."""
-    eigenvalues = torch.rand(400) * 1.27 - 0.3
-    x = torch.randn(64, 400)
-    solver = BroydenSolver(60, 1e-4, memory=memory, history_dtype='bfloat16')
-    solution = solver.solve(lambda z: eigenvalues * z + x, torch.zeros(64, 400))
+@pytest.mark.parametrize('largest', [0.97, 0.99])
+def test_broyden_where_convergence_is_slow(largest, memory, dtype):
+    """Eigenvalues near 1 make its inverse run away unless the products it is built
+    from are those of the steps as they are stored."""
+    eigenvalues = torch.rand(400) * (largest + 0.3) - 0.3
+    x = torch.randn(256, 400)
+    solver = BroydenSolver(60, 1e-4, memory=memory, history_dtype=dtype)
+    solution = solver.solve(lambda z: eigenvalues * z + x, torch.zeros_like(x))
     assert (solution.status != SolveStatus.BROKEN_DOWN).all()
-    assert solution.converged.float().mean() > 0.75
-    assert (solution.residual < 1e-2).all()
+    # Rounding errors of steps that are never dropped add up.
+    assert (solution.residual < (1e-2 if dtype is None or memory == 10 else 0.1)).all()
+    if largest == 0.97:
+        assert solution.converged.float().mean() > 0.75
 
 
 @pytest.mark.parametrize('dtype', [None, 'bfloat16'])
