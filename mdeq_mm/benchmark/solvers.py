@@ -23,8 +23,15 @@ def has_torchdeq() -> bool:
 
 def own_solvers(n_evals: int) -> dict[str, SolveFunction]:
     """Returns the solvers of this package, which spend the whole budget."""
-    solvers = (PicardSolver, AndersonSolver, BroydenSolver)
-    return {cls.__name__: cls(max_evals=n_evals, tol=0).solve for cls in solvers}
+    rounded = dict(history_dtype='bfloat16')
+    solvers = {
+        'PicardSolver': PicardSolver(n_evals, tol=0),
+        'AndersonSolver': AndersonSolver(n_evals, tol=0),
+        'AndersonSolver bfloat16': AndersonSolver(n_evals, tol=0, **rounded),
+        'BroydenSolver': BroydenSolver(n_evals, tol=0),
+        'BroydenSolver bfloat16': BroydenSolver(n_evals, tol=0, **rounded),
+    }
+    return {name: solver.solve for name, solver in solvers.items()}
 
 
 def torchdeq_solvers(n_evals: int) -> dict[str, SolveFunction]:

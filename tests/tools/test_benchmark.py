@@ -68,8 +68,13 @@ class TestSolvers:
         assert report['environment']['torch'] == torch.__version__
         assert set(report['results']) == {'forward', 'adjoint'}
         for result in report['results'].values():
-            names = ['PicardSolver', 'AndersonSolver', 'BroydenSolver']
-            assert list(result['solvers']) == names
+            assert list(result['solvers']) == [
+                'PicardSolver',
+                'AndersonSolver',
+                'AndersonSolver bfloat16',
+                'BroydenSolver',
+                'BroydenSolver bfloat16',
+            ]
             for name, solver in result['solvers'].items():
                 assert solver['evaluations'] == 4
                 assert solver['overhead'] == pytest.approx(

@@ -21,7 +21,9 @@ model = dict(
         forward_solver=dict(type='BroydenSolver', max_evals=27, tol=1e-3),
         gradient=dict(
             type='ImplicitGradient',
-            solver=dict(type='BroydenSolver', max_evals=30, tol=1e-3),
+            solver=dict(
+                type='BroydenSolver', max_evals=30, tol=1e-3, history_dtype='bfloat16'
+            ),
         ),
     ),
     decode_head=dict(

@@ -10,7 +10,10 @@ model = dict(
         arch='small',
         num_layers=5,
         forward_solver=dict(max_evals=26, **solver),
-        gradient=dict(type='ImplicitGradient', solver=dict(max_evals=27, **solver)),
+        gradient=dict(
+            type='ImplicitGradient',
+            solver=dict(max_evals=27, history_dtype='bfloat16', **solver),
+        ),
     ),
     neck=[
         dict(

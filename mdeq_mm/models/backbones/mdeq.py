@@ -56,7 +56,8 @@ class MDEQ(BaseModule):
             Defaults to ``dict(type='BroydenSolver', max_evals=26, tol=1e-3)``.
         gradient (EquilibriumGradient or dict): How to differentiate the equilibrium.
             Defaults to ``dict(type='ImplicitGradient', solver=dict(
-            type='BroydenSolver', max_evals=27, tol=1e-3))``.
+            type='BroydenSolver', max_evals=27, tol=1e-3, history_dtype='bfloat16'))``:
+            in backward the history lies next to the activations.
         initial_guess (InitialGuess or dict): Where the solve starts: ``ZeroGuess``;
             ``PreviousGuess``, for video; or ``ProjectedGuess``, which is learned.
             Defaults to ``dict(type='ZeroGuess')``.
@@ -134,7 +135,9 @@ class MDEQ(BaseModule):
         ),
         gradient: Union[EquilibriumGradient, dict] = dict(
             type='ImplicitGradient',
-            solver=dict(type='BroydenSolver', max_evals=27, tol=1e-3),
+            solver=dict(
+                type='BroydenSolver', max_evals=27, tol=1e-3, history_dtype='bfloat16'
+            ),
         ),
         initial_guess: Union[InitialGuess, dict] = dict(type='ZeroGuess'),
         num_layers: int = 5,
