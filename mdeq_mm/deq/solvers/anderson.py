@@ -142,12 +142,11 @@ class AndersonSolver(FixedPointSolver):
         Returns:
             Tensor: Coefficients that sum to 1, ``(B, m)``.
         """
-        inverse_norm = gram.diagonal(dim1=1, dim2=2).rsqrt()
-        scaled = gram * inverse_norm.unsqueeze(1) * inverse_norm.unsqueeze(2)
-        scaled.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        factor, info = torch.linalg.cholesky_ex(scaled)
-        alpha = torch.cholesky_solve(inverse_norm.unsqueeze(2), factor).squeeze(2)
-        alpha = alpha * inverse_norm
+        regularised = gram.clone()
+        regularised.diagonal(dim1=1, dim2=2).mul_(1 + self.ridge)
+        factor, info = torch.linalg.cholesky_ex(regularised)
+        ones = gram.new_ones(*gram.shape[:2], 1)
+        alpha = torch.cholesky_solve(ones, factor).squeeze(2)
         alpha = alpha / alpha.sum(dim=1, keepdim=True)
         plain = torch.zeros_like(alpha)
         plain[:, newest] = 1
