@@ -53,8 +53,8 @@ class BroydenSolver(FixedPointSolver):
         stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
         memory (int): Rank-one updates that are kept, at least 1. Defaults to 10.
         history_dtype (str, optional): ``'bfloat16'`` keeps the steps in half the
-            memory, for one more product with ``S``; where convergence is slow it takes
-            more evaluations. Defaults to None, the dtype of the state.
+            memory. Where convergence is slow it takes a few more evaluations, and more
+            so with a large ``memory``. Defaults to None, the dtype of the state.
 
     Raises:
         ValueError: If an argument is out of its range.
