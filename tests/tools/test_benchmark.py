@@ -251,6 +251,20 @@ class TestMemory:
         assert report['results'][config.stem]['inference']['bytes'] == 8 * 2**20
         assert '12.0 MiB' in output
 
+    @pytest.mark.slow
+    def test_small_is_near_its_floor(self, root):
+        """As its recipe is; on CPU, where the resident set is measured."""
+        config = root / 'configs/classification/mdeq-small_4xb32_in1k.py'
+        budgets = ['forward_solver.max_evals', 'gradient.solver.max_evals']
+        # Enough to fill the histories.
+        options = {f'model.backbone.{budget}': 13 for budget in budgets}
+        measured = memory.measure_memory(
+            [Subject(str(config), options)], (2, 3, 224, 224), 1, 'cpu'
+        )
+        peak = {case: result['bytes'] for case, result in measured[config.stem].items()}
+        assert peak['training step'] <= 1.1 * peak['training step of one application']
+        assert peak['inference'] <= 2 * peak['one bare evaluation']
+
     def test_history_of_the_solver(self, config):
         subject, shape = Subject(str(config)), (1, 3, 32, 32)
         once, solve = (

@@ -94,9 +94,11 @@ class AndersonSolver(FixedPointSolver):
 
     def _residual(self, history: _History, z: Tensor, fz: Tensor) -> Tensor:
         room = history.g[:, history.n_evals % history.g.shape[1]]
-        if room.dtype != z.dtype:
-            return super()._residual(history, z, fz)
-        return torch.sub(fz, z, out=room)
+        if room.dtype == z.dtype:
+            return torch.sub(fz, z, out=room)
+        g = super()._residual(history, z, fz)
+        room.copy_(g)
+        return g
 
     def _advance(
         self,
@@ -109,8 +111,6 @@ class AndersonSolver(FixedPointSolver):
         number, window = history.n_evals, history.g.shape[1]
         history.n_evals += 1
         slot, used = number % window, slice(min(number + 1, window))
-        if history.g.dtype != g.dtype:
-            history.g[:, slot] = g
         # One new row of the Gram matrix an evaluation.
         (products,) = batched_dots(history.g[:, used], g)
         products = products.to(history.gram.dtype)

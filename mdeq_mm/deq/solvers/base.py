@@ -215,7 +215,7 @@ class FixedPointSolver(ABC):
         return History()
 
     def _residual(self, history: History, z: Tensor, fz: Tensor) -> Tensor:
-        """Returns ``f(z) - z``, ``(B, N)``; maybe right where the history keeps it."""
+        """Returns ``f(z) - z``, ``(B, N)``; a method that keeps it does so here."""
         return fz - z
 
     @abstractmethod
