@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, Optional
 
 from torch import Tensor, nn
 
@@ -21,17 +21,16 @@ def has_torchdeq() -> bool:
     return importlib.util.find_spec('torchdeq') is not None
 
 
-def own_solvers(n_evals: int) -> dict[str, SolveFunction]:
+def own_solvers(
+    n_evals: int, history_dtype: Optional[str] = None
+) -> dict[str, SolveFunction]:
     """Returns the solvers of this package, which spend the whole budget."""
-    rounded = dict(history_dtype='bfloat16')
-    solvers = {
-        'PicardSolver': PicardSolver(n_evals, tol=0),
-        'AndersonSolver': AndersonSolver(n_evals, tol=0),
-        'AndersonSolver bfloat16': AndersonSolver(n_evals, tol=0, **rounded),
-        'BroydenSolver': BroydenSolver(n_evals, tol=0),
-        'BroydenSolver bfloat16': BroydenSolver(n_evals, tol=0, **rounded),
-    }
-    return {name: solver.solve for name, solver in solvers.items()}
+    solvers = (
+        PicardSolver(n_evals, tol=0),
+        AndersonSolver(n_evals, tol=0, history_dtype=history_dtype),
+        BroydenSolver(n_evals, tol=0, history_dtype=history_dtype),
+    )
+    return {type(solver).__name__: solver.solve for solver in solvers}
 
 
 def torchdeq_solvers(n_evals: int) -> dict[str, SolveFunction]:
@@ -54,6 +53,7 @@ def measure_solvers(
     n_evals: int,
     repeats: int,
     torchdeq: bool = False,
+    history_dtype: Optional[str] = None,
 ) -> dict[str, dict[str, Any]]:
     """Measures all solvers on the equilibrium and on the adjoint system of a model.
 
@@ -67,6 +67,8 @@ def measure_solvers(
         repeats (int): Rounds.
         torchdeq (bool): Whether torchdeq's solvers are measured too.
             Defaults to False.
+        history_dtype (str, optional): That of the solvers of this package.
+            Defaults to None.
 
     Returns:
         dict: For each problem the seconds of a bare evaluation, ``bare``, and of each
@@ -74,7 +76,7 @@ def measure_solvers(
         ``seconds``; ``overhead``; ``evaluations_to`` a relative residual, None where
         a sample did not get there.
     """
-    solvers = own_solvers(n_evals)
+    solvers = own_solvers(n_evals, history_dtype)
     if torchdeq:
         solvers.update(torchdeq_solvers(n_evals))
 

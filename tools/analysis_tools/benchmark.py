@@ -75,6 +75,11 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     solvers.add_argument(
         '--torchdeq', action='store_true', help="measure torchdeq's solvers as well"
     )
+    solvers.add_argument(
+        '--history-dtype',
+        choices=['bfloat16'],
+        help="that of our solvers; default: the state's",
+    )
     for command in (models, memory):
         command.add_argument('configs', nargs='+', help='config files')
         command.add_argument(
@@ -163,7 +168,9 @@ def subjects_and_shape(args: Namespace) -> tuple[list[Subject], list[int]]:
 
 def run_solvers(args: Namespace) -> dict[str, Any]:
     backbone, images, n_evals = load_problem(args)
-    measured = measure_solvers(backbone, images, n_evals, args.repeats, args.torchdeq)
+    measured = measure_solvers(
+        backbone, images, n_evals, args.repeats, args.torchdeq, args.history_dtype
+    )
     for problem, result in measured.items():
         print(f'\n{problem}: {1000 * result["bare"]:.1f} ms a bare evaluation')
         tols = next(iter(result['solvers'].values()))['evaluations_to']
