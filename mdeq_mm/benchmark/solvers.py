@@ -22,28 +22,34 @@ def has_torchdeq() -> bool:
 
 
 def own_solvers(
-    n_evals: int, history_dtype: Optional[str] = None
+    n_evals: int, memory: Optional[int] = None, history_dtype: Optional[str] = None
 ) -> dict[str, SolveFunction]:
     """Returns the solvers of this package, which spend the whole budget."""
+    kept = dict(history_dtype=history_dtype)
+    updates = {} if memory is None else dict(memory=memory)
     solvers = (
         PicardSolver(n_evals, tol=0),
-        AndersonSolver(n_evals, tol=0, history_dtype=history_dtype),
-        BroydenSolver(n_evals, tol=0, history_dtype=history_dtype),
+        AndersonSolver(n_evals, tol=0, **kept),
+        BroydenSolver(n_evals, tol=0, **updates, **kept),
     )
     return {type(solver).__name__: solver.solve for solver in solvers}
 
 
-def torchdeq_solvers(n_evals: int) -> dict[str, SolveFunction]:
+def torchdeq_solvers(
+    n_evals: int, memory: Optional[int] = None
+) -> dict[str, SolveFunction]:
     """Returns torchdeq's solvers, which then evaluate as often as asked for."""
     from torchdeq.solver import get_solver
 
     # Broyden evaluates once before it counts; Anderson counts from its third.
-    iterations = dict(fixed_point_iter=n_evals, anderson=n_evals, broyden=n_evals - 1)
+    settings = dict(
+        fixed_point_iter=dict(max_iter=n_evals),
+        anderson=dict(max_iter=n_evals),
+        broyden=dict(max_iter=n_evals - 1, LBFGS_thres=memory),
+    )
     return {
-        f'torchdeq {name}': partial(
-            get_solver(name), max_iter=max_iter, tol=0, stop_mode='rel'
-        )
-        for name, max_iter in iterations.items()
+        f'torchdeq {name}': partial(get_solver(name), tol=0, stop_mode='rel', **values)
+        for name, values in settings.items()
     }
 
 
@@ -53,6 +59,7 @@ def measure_solvers(
     n_evals: int,
     repeats: int,
     torchdeq: bool = False,
+    memory: Optional[int] = None,
     history_dtype: Optional[str] = None,
 ) -> dict[str, dict[str, Any]]:
     """Measures all solvers on the equilibrium and on the adjoint system of a model.
@@ -67,6 +74,8 @@ def measure_solvers(
         repeats (int): Rounds.
         torchdeq (bool): Whether torchdeq's solvers are measured too.
             Defaults to False.
+        memory (int, optional): Updates that Broyden's methods keep. Defaults to None,
+            the default of each.
         history_dtype (str, optional): That of the solvers of this package.
             Defaults to None.
 
@@ -76,9 +85,9 @@ def measure_solvers(
         ``seconds``; ``overhead``; ``evaluations_to`` a relative residual, None where
         a sample did not get there.
     """
-    solvers = own_solvers(n_evals, history_dtype)
+    solvers = own_solvers(n_evals, memory, history_dtype)
     if torchdeq:
-        solvers.update(torchdeq_solvers(n_evals))
+        solvers.update(torchdeq_solvers(n_evals, memory))
 
     def measure_problem(problem: Problem) -> dict[str, Any]:
         traces = {name: residuals(solve, problem) for name, solve in solvers.items()}

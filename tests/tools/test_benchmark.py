@@ -131,6 +131,33 @@ class TestSolvers:
             assert len(result['solvers']) == 6
             assert {s['evaluations'] for s in result['solvers'].values()} == {4}
 
+    @pytest.mark.parametrize('memory', [None, 2])
+    def test_memory(self, run, config, monkeypatch, memory):
+        seen = set()
+        solve = BroydenSolver.solve
+
+        def record(solver, f, start, **options):
+            seen.add(solver.memory)
+            return solve(solver, f, start, **options)
+
+        monkeypatch.setattr(BroydenSolver, 'solve', record)
+        option = [] if memory is None else ['--memory', memory]
+        run('solvers', config, '--repeats', 1, *option, *SIZE)
+        default = BroydenSolver().memory  # that of the config's solver as well
+        assert seen == {default, memory or default}
+
+    @pytest.mark.skipif(find_spec('torchdeq') is None, reason='torchdeq is absent')
+    def test_torchdeq_with_as_little_memory(self):
+        matrix = torch.randn(40, 40) / 8
+        x = torch.randn(2, 40)
+
+        def count(memory):
+            solve = solvers.torchdeq_solvers(60, memory)['torchdeq broyden']
+            problem = Problem(lambda z: torch.tanh(z @ matrix) + x, 0 * x, None)
+            return max(evaluations_to(residuals(solve, problem), 1e-5))
+
+        assert count(2) > count(None)
+
     def test_stock_model(self, tool, root):
         with pytest.raises(ValueError, match='solvers needs an MDEQ'):
             tool.main(['solvers', str(root / STOCK)])

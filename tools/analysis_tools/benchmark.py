@@ -76,6 +76,12 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
         '--torchdeq', action='store_true', help="measure torchdeq's solvers as well"
     )
     solvers.add_argument(
+        '--memory',
+        type=positive,
+        metavar='M',
+        help="updates that Broyden's methods keep; default: ours 10, torchdeq's all",
+    )
+    solvers.add_argument(
         '--history-dtype',
         choices=['bfloat16'],
         help="that of our solvers; default: the state's",
@@ -169,7 +175,13 @@ def subjects_and_shape(args: Namespace) -> tuple[list[Subject], list[int]]:
 def run_solvers(args: Namespace) -> dict[str, Any]:
     backbone, images, n_evals = load_problem(args)
     measured = measure_solvers(
-        backbone, images, n_evals, args.repeats, args.torchdeq, args.history_dtype
+        backbone,
+        images,
+        n_evals,
+        args.repeats,
+        torchdeq=args.torchdeq,
+        memory=args.memory,
+        history_dtype=args.history_dtype,
     )
     for problem, result in measured.items():
         print(f'\n{problem}: {1000 * result["bare"]:.1f} ms a bare evaluation')
