@@ -1,10 +1,10 @@
 # Phantom gradient after a plain fixed-point iteration, and no shallow phase, as
-# torchdeq trains it. It does not say the damping; this is the default one.
+# torchdeq trains it. It does not say the damping of the gradient; this is the default.
 _base_ = ['./mdeq-small_4xb32_in1k.py']
 
 model = dict(
     backbone=dict(
-        forward_solver=dict(type='PicardSolver'),
+        forward_solver=dict(type='PicardSolver', damping=1),
         gradient=dict(_delete_=True, type='PhantomGradient', steps=5),
     )
 )

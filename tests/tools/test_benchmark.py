@@ -189,7 +189,7 @@ class TestProblems:
     def test_residuals_of_a_known_iteration(self):
         # z_k = 1 - 2^-k from zero: the residual of evaluation k is 1 / (2^k - 1).
         problem = Problem(lambda z: (z + 1) / 2, torch.zeros(2, 3), lambda: None)
-        trace = residuals(PicardSolver(8, 0).solve, problem)
+        trace = residuals(PicardSolver(8, 0, damping=1).solve, problem)
         expected = torch.tensor([1 / (2**k - 1) for k in range(1, 9)])
         torch.testing.assert_close(trace, expected.unsqueeze(1).expand(8, 2))
         assert evaluations_to(trace, 0.1) == [4, 4]
