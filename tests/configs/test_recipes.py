@@ -341,6 +341,8 @@ def test_solver_and_gradient(recipe, model):
     for solver in solvers:
         assert solver.tol == 1e-3
         assert solver.stop_mode == recipe.stop_mode
+        if type(solver) is PicardSolver:
+            assert solver.damping == 1
 
 
 def test_hooks(recipe, cfg):

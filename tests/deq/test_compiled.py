@@ -102,6 +102,14 @@ class TestCompiledCell:
             assert_same(eager, compiled, torch.rand(2, 3, *size))
         assert n_compiled() - before <= 2  # the second knows any size
 
+    def test_many_models_in_one_process(self, models):
+        """The compiler's limit is that of each model."""
+        before = n_compiled()
+        for _ in range(torch._dynamo.config.recompile_limit + 1):
+            _, compiled = models()
+            compiled(torch.rand(2, 3, 32, 32))
+        assert n_compiled() - before == torch._dynamo.config.recompile_limit + 1
+
     def test_inference_of_samples_that_leave_the_batch(self, models):
         for model in (pair := models()):
             model.eval()

@@ -97,10 +97,13 @@ class ImplicitGradient(EquilibriumGradient):
                     'with create_graph=True. Use UnrolledGradient or PhantomGradient, '
                     'which are differentiable twice.'
                 )
-            norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True)
+            # Squares of tiny or huge numbers are out of the range of float32.
+            norm = torch.linalg.vector_norm(
+                grad, dim=1, keepdim=True, dtype=torch.float64
+            )
             if not norm.isfinite().all():
                 return grad
-            unit = grad / norm.clamp_min(torch.finfo(grad.dtype).tiny)
+            unit = (grad / norm.clamp_min(torch.finfo(norm.dtype).tiny)).to(grad.dtype)
             start = unit
             if inverse is not None:
                 # (I - J^T)^-1 is minus the transposed inverse Jacobian of f(z) - z.
@@ -109,7 +112,7 @@ class ImplicitGradient(EquilibriumGradient):
                 finite = start.isfinite().all(dim=1, keepdim=True)
                 start = torch.where(finite, start, unit)
             if self.solver is None:
-                return start * norm
+                return (start * norm).to(grad.dtype)
 
             def adjoint_function(y: Tensor) -> Tensor:
                 (product,) = torch.autograd.grad(fz, z, y, retain_graph=True)
@@ -118,7 +121,7 @@ class ImplicitGradient(EquilibriumGradient):
             solution.adjoint = self.solver.solve(adjoint_function, start)
             # Its history must not be there while autograd carries on.
             solution.adjoint.inverse_jacobian = None
-            return solution.adjoint.state * norm
+            return (solution.adjoint.state * norm).to(grad.dtype)
 
         attached.register_hook(solve_adjoint)
         return attached

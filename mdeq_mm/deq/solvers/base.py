@@ -60,16 +60,16 @@ class FixedPointSolver(ABC):
             ``'rel'`` is ``||f(z) - z|| / (||f(z)|| + 1e-8)``. Defaults to ``'rel'``.
 
     Attributes:
-        check_interval (int): Evaluations from one look at whether all samples have
-            stopped to the next, on devices where a look waits for the device; on CPU
-            each evaluation is followed by one. Defaults to 3.
+        check_interval (int, optional): Evaluations from one look at whether all samples
+            have stopped to the next. Defaults to None: 1 on CPU, and 3 where a look
+            waits for the device.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
     STOP_MODES = ('abs', 'rel')
-    check_interval = 3
+    check_interval: Optional[int] = None
 
     def __init__(
         self, max_evals: int = 30, tol: float = 1e-3, stop_mode: str = 'rel'
@@ -124,7 +124,7 @@ class FixedPointSolver(ABC):
             raise ValueError('keep and restrict cannot be given together')
         z = z0.detach().to(torch.promote_types(z0.dtype, torch.float32))
         device = z.device.type
-        interval = 1 if device == 'cpu' else self.check_interval
+        interval = self.check_interval or (1 if device == 'cpu' else 3)
         n_evals = torch.zeros(len(z), dtype=torch.int64, device=z.device)
         samples = _Samples(
             rows=torch.arange(len(z), device=z.device),
@@ -157,7 +157,7 @@ class FixedPointSolver(ABC):
                 samples.residual = torch.where(improved, current, samples.residual)
                 samples.n_evals = samples.n_evals + active
                 row = torch.where(active, current, samples.residual)
-                trace.append(_full_row(row, samples.rows, trace) if stopped else row)
+                trace.append(_full_row(row, samples, stopped) if stopped else row)
                 samples.status = samples.status.masked_fill(
                     active & (current <= self.tol), SolveStatus.CONVERGED
                 ).masked_fill(active & ~current.isfinite(), SolveStatus.BROKEN_DOWN)
@@ -179,12 +179,14 @@ class FixedPointSolver(ABC):
                 if number == self.max_evals or n_active == 0:
                     break
                 if restrict is not None and 0 < n_active < len(z):
-                    stopped.append(samples.select(~active))
-                    samples = samples.select(active)
-                    history.select(active)
-                    z, fz, g = z[active], fz[active], g[active]
+                    # By numbers: each look-up by a mask would wait for the device.
+                    order = active.argsort(descending=True, stable=True)
+                    rows, gone = order[:n_active], order[n_active:]
+                    stopped.append(samples.select(gone))
+                    samples = samples.select(rows)
+                    history.select(rows)
+                    z, fz, g, active = z[rows], fz[rows], g[rows], active[rows]
                     restricted = restrict(samples.rows)
-                    active = active[active]
                 if n_active == len(z):
                     z = self._advance(history, z, fz, g, None)
                 else:
@@ -247,8 +249,8 @@ class FixedPointSolver(ABC):
         return f'{type(self).__name__}({arguments})'
 
 
-def _full_row(values: Tensor, rows: Tensor, trace: list[Tensor]) -> Tensor:
-    """Extends residuals of some samples by the last ones of all others."""
-    full = trace[-1].clone()
-    full[rows] = values
-    return full
+def _full_row(row: Tensor, samples: _Samples, stopped: list[_Samples]) -> Tensor:
+    """Extends a row of the trace by the samples that have left the batch."""
+    rows = torch.cat([samples.rows, *(part.rows for part in stopped)])
+    values = torch.cat([row, *(part.residual for part in stopped)])
+    return values[rows.argsort()]

@@ -16,7 +16,7 @@ class History:
     """What a method remembers between evaluations; tensors begin with the batch."""
 
     def select(self, rows: Tensor) -> None:
-        """Keeps the given samples alone."""
+        """Keeps the samples of the given numbers alone."""
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):

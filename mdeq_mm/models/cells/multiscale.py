@@ -13,6 +13,7 @@ from mmcv.cnn import (
     build_conv_layer,
     build_norm_layer,
 )
+from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -195,13 +196,16 @@ class MultiscaleCell(nn.Module):
         """
         x = injections[0]
         held: dict[nn.Module, Optional[Tensor]] = {}
+        dtype = _autocast_dtype(x.device.type)
         for module in self.modules():
             if isinstance(module, VariationalDropout):
                 held[module] = module.draw(len(x), x.device, x.dtype)
             elif parametrize.is_parametrized(module, 'weight'):
                 # Here, not at the first use: that is in the solve, under no_grad, and
-                # would cost the parameters their gradient.
-                held[module.parametrizations['weight'][0]] = module.weight
+                # would cost the parameters their gradient. Autocast would cast it in
+                # every evaluation.
+                weight = module.weight.to(dtype=dtype)
+                held[module.parametrizations['weight'][0]] = weight
         with _Hold(held):
             yield
 
@@ -255,6 +259,18 @@ class MultiscaleCell(nn.Module):
                 term = F.interpolate(term, size=size, mode='nearest')
             fused = fused + term
         return self.post_fusion[target](fused)
+
+
+def _autocast_dtype(device: str) -> Optional[torch.dtype]:
+    """Returns what autocast computes convolutions in, None where it is off."""
+    if digit_version(torch.__version__) >= digit_version('2.4'):
+        enabled = torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if enabled else None
+    if device == 'cpu':
+        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+    else:
+        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+    return dtype if enabled else None
 
 
 class _Hold:

@@ -224,6 +224,23 @@ class TestImplicitGradient:
         assert torch.equal(plain_evals, scaled_evals)
         torch.testing.assert_close(scaled / scale, plain, rtol=1e-12, atol=0)
 
+    @pytest.mark.parametrize('scale', [1e-25, 1e25])
+    @pytest.mark.parametrize('solver', [dict(type='BroydenSolver', tol=1e-5), None])
+    def test_squares_out_of_the_range_of_float32(self, problem, solver, scale):
+        matrix = problem.matrix.detach().float()
+        x = problem.x.detach().float().requires_grad_()
+
+        def f(z):
+            return torch.tanh(z @ matrix.T) + x
+
+        def run(factor):
+            solution = BroydenSolver(tol=1e-5).solve(f, torch.zeros(3, 7))
+            z = ImplicitGradient(solver).attach(f, solution)
+            (result,) = grad(z, x, factor * problem.weight.float())
+            return result
+
+        torch.testing.assert_close(run(scale) / scale, run(1.0), rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize('value', [float('inf'), float('nan')])
     def test_gradient_that_is_not_finite_passes_through(self, problem, value):
         solution = FORWARD.solve(problem.f, problem.z0)

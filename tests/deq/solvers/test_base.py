@@ -1,5 +1,7 @@
 """Rules that hold for every solver, tested on every solver: a new one is one line."""
 
+import math
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from mdeq_mm.deq import AndersonSolver, BroydenSolver, PicardSolver, SolveStatus
 
 SOLVERS = [
     pytest.param(PicardSolver, {}, id='Picard'),
-    pytest.param(PicardSolver, dict(damping=0.7), id='Picard-damped'),
+    pytest.param(PicardSolver, dict(damping=1), id='Picard-plain'),
     pytest.param(AndersonSolver, {}, id='Anderson'),
     pytest.param(AndersonSolver, dict(window=1), id='Anderson-window-1'),
     pytest.param(AndersonSolver, dict(window=2), id='Anderson-window-2'),
@@ -90,7 +92,8 @@ class TestEverySolver:
         # ||z - z*|| <= ||(I - A)^-1|| residual
         bound = 1e-9 / (1 - max(spectrum))
         assert ((solution.state - root).norm(dim=1) <= bound).all()
-        picard = PicardSolver(3000, 1e-9, 'abs').solve(f, torch.zeros_like(root))
+        plain = PicardSolver(3000, 1e-9, 'abs', damping=1)
+        picard = plain.solve(f, torch.zeros_like(root))
         # Rounded steps cost Broyden's method evaluations where convergence is slow.
         rounded = cls is BroydenSolver and 'history_dtype' in kwargs
         if cls is not PicardSolver and kwargs.get('window') != 1 and not rounded:
@@ -155,6 +158,39 @@ class TestEverySolver:
         found = solver.solve(breaking(torch.arange(8)), z0, restrict=breaking)
         assert found.status.tolist() == [0, 0, 2, 0, 0, 0, 0, 0]
         assert found.state.isfinite().all()
+
+    @pytest.mark.parametrize('compaction', [False, True])
+    def test_rare_looks_change_nothing(self, cls, kwargs, compaction, monkeypatch):
+        """Where a look waits for the device, most evaluations go without one."""
+        f = contraction()
+        z0 = torch.zeros(8, SIZE, dtype=torch.float64)
+
+        def breaking(rows):
+            def restricted(z):
+                fz = f(z, rows)
+                fz[rows == 3] *= math.nan if calls[-1] == 3 else 1
+                calls[-1] += 1
+                return fz
+
+            return restricted
+
+        solver = cls(max_evals=40, tol=1e-4, **kwargs)
+        restrict = breaking if compaction else None
+        found, calls = [], []
+        for interval in (1, 3):
+            monkeypatch.setattr(cls, 'check_interval', interval)
+            calls.append(0)
+            found.append(solver.solve(breaking(torch.arange(8)), z0, restrict=restrict))
+        often, rarely = found
+        assert often.n_evals.max() == calls[0] <= calls[1] <= min(calls[0] + 2, 40)
+        assert often.status[3] == SolveStatus.BROKEN_DOWN
+        assert torch.equal(rarely.status, often.status)
+        assert torch.equal(rarely.n_evals, often.n_evals)
+        for x, y in (
+            (rarely.state, often.state),
+            (rarely.trace[: len(often.trace)], often.trace),
+        ):
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-9)
 
     def test_keep_and_restrict_exclude_each_other(self, cls, kwargs):
         with pytest.raises(ValueError, match='keep and restrict'):
@@ -337,16 +373,19 @@ class TestEverySolver:
         z0 = torch.zeros(8, SIZE)
         solver = cls(max_evals=200, tol=1e-5, **kwargs)
 
+        products = set()
+
         def seen(z):
-            assert torch.is_autocast_enabled() == outside
+            products.add((z @ z.T).dtype)
             with torch.autocast('cpu', enabled=False):
                 return f(z)
 
-        outside = torch.is_autocast_enabled()
         plain = solver.solve(seen, z0)
+        assert products == {torch.float32}
+        products.clear()
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            outside = torch.is_autocast_enabled()
             mixed = solver.solve(seen, z0)
+        assert products == {torch.bfloat16}
         assert torch.equal(plain.state, mixed.state)
         assert torch.equal(plain.n_evals, mixed.n_evals)
 

@@ -314,6 +314,17 @@ class TestModes:
         for name, parameter in model.named_parameters():
             assert parameter.grad.isfinite().all(), name
 
+    def test_autocast_casts_weights_once(self, calm):
+        model = calm(small(forward_solver=PicardSolver(5, tol=0.0)))
+        seen = []
+        conv = model.equilibrium.cell.branches[0][0].conv1
+        conv.register_forward_pre_hook(lambda module, args: seen.append(module.weight))
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            model(torch.rand(2, 3, 32, 32))
+        assert len(seen) == 6  # with the one that autograd records
+        assert seen[0].dtype == torch.bfloat16
+        assert all(weight is seen[0] for weight in seen)
+
 
 class TestWrongArguments:
     @pytest.mark.parametrize(
