@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..deq import EquilibriumLayer, Solve
 from ..deq.solvers.base import FixedPointFunction
 
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 SolveFunction = Callable[[FixedPointFunction, Tensor], Any]
 
 

@@ -11,9 +11,14 @@ from torch import Tensor, nn
 
 from ..deq import AndersonSolver, BroydenSolver, PicardSolver
 from ..utils.measure import interleave
-from .problems import Problem, SolveFunction, at_equilibrium, evaluations_to, residuals
-
-TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
+from .problems import (
+    TOLERANCES,
+    Problem,
+    SolveFunction,
+    at_equilibrium,
+    evaluations_to,
+    residuals,
+)
 
 
 def has_torchdeq() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -11,9 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..deq import AndersonSolver, BroydenSolver, FixedPointSolver, PicardSolver
-from .problems import Problem, at_equilibrium, evaluations_to, residuals
-
-TOLERANCES = (1e-2, 1e-3, 1e-4)
+from .problems import TOLERANCES, Problem, at_equilibrium, evaluations_to, residuals
 
 
 @dataclass
@@ -31,8 +28,8 @@ class Grid:
     memory: Sequence[int] = (3, 5, 8, 10, 15, 30)
     window: Sequence[int] = (3, 4, 5, 6, 8, 10)
     ridge: Sequence[float] = (1e-8, 1e-6, 1e-4, 1e-2)
-    mixing: Sequence[float] = (0.8, 1.0)
-    damping: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 1.0)
+    mixing: Sequence[float] = (0.8, 0.9, 1.0)
+    damping: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
     def solvers(self, n_evals: int) -> Iterator[tuple[str, FixedPointSolver]]:
         """Yields solvers that spend the whole budget, with their names."""
@@ -61,10 +58,11 @@ def sweep(
         grid (Grid): The settings.
 
     Returns:
-        dict: For each problem the settings, best first: by the samples that reach the
-        tightest tolerance, then their largest and mean number of evaluations, then by
-        the other tolerances. Each is a dict of ``solver`` and ``evaluations_to``, that
-        of ``reached``, ``max`` and ``mean`` (None if no sample gets there).
+        dict: For each problem the settings, best first: by the sum over the tolerances
+        of the mean numbers of evaluations. Each is a dict of ``solver`` and
+        ``evaluations_to``, which has for each tolerance how many samples have
+        ``reached`` it, ``max``, the evaluations until all have (None if they do not),
+        and ``mean``, a sample that does not get there counting with the budget.
     """
 
     def rows(problem: Problem) -> list[dict[str, Any]]:
@@ -73,7 +71,7 @@ def sweep(
             trace = residuals(solver.solve, problem)
             counts = {f'{tol:g}': _summary(trace, tol) for tol in TOLERANCES}
             found.append(dict(solver=name, evaluations_to=counts))
-        return sorted(found, key=_rank)
+        return sorted(found, key=_total)
 
     def measure(problems: dict[str, Problem]) -> dict[str, list[dict[str, Any]]]:
         return {name: rows(problem) for name, problem in problems.items()}
@@ -82,17 +80,15 @@ def sweep(
 
 
 def _summary(trace: Tensor, tol: float) -> dict[str, Any]:
-    numbers = [n for n in evaluations_to(trace, tol) if n is not None]
+    numbers = evaluations_to(trace, tol)
+    reached = [n for n in numbers if n is not None]
+    spent = sum(reached) + (len(numbers) - len(reached)) * len(trace)
     return dict(
-        reached=len(numbers),
-        max=max(numbers, default=None),
-        mean=sum(numbers) / len(numbers) if numbers else None,
+        reached=len(reached),
+        max=max(reached) if len(reached) == len(numbers) else None,
+        mean=spent / len(numbers),
     )
 
 
-def _rank(row: dict[str, Any]) -> list[float]:
-    rank = []
-    for counts in reversed(row['evaluations_to'].values()):
-        rank.append(-counts['reached'])
-        rank += [counts[key] or math.inf for key in ('max', 'mean')]
-    return rank
+def _total(row: dict[str, Any]) -> float:
+    return sum(counts['mean'] for counts in row['evaluations_to'].values())

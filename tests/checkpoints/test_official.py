@@ -8,6 +8,8 @@ from mmengine.registry import init_default_scope
 from torch import nn
 from torch.nn import functional as F
 
+from mdeq_mm.benchmark.problems import at_equilibrium, evaluations_to, residuals
+from mdeq_mm.benchmark.solvers import own_solvers, torchdeq_solvers
 from mdeq_mm.checkpoints import (
     check_official_state_dict,
     convert_official_state_dict,
@@ -338,6 +340,29 @@ class TestParity:
             if len(theirs):  # else not even the whole budget was enough
                 ours = (torch.stack(residuals) <= tol).nonzero()
                 assert ours[0].item() + 1 <= theirs[0].item() + 1 + n_before
+
+    @pytest.mark.parametrize('memory', [10, 60])
+    def test_no_more_evaluations_than_torchdeq(self, golden, model, memory):
+        """Of as much memory, until the slowest sample has a relative residual."""
+        pytest.importorskip('torchdeq')
+
+        def measure(problems):
+            for problem in problems.values():
+                ours, theirs = (
+                    {name: residuals(solve, problem) for name, solve in solvers.items()}
+                    for solvers in (
+                        own_solvers(60, memory),
+                        torchdeq_solvers(60, memory),
+                    )
+                )
+                for name in ('anderson', 'broyden'):
+                    for tol in (1e-2, 1e-3, 1e-4):
+                        mine = evaluations_to(ours[f'{name.title()}Solver'], tol)
+                        other = evaluations_to(theirs[f'torchdeq {name}'], tol)
+                        assert None not in mine
+                        assert None in other or max(mine) <= max(other)
+
+        at_equilibrium(model.backbone, golden.ref['input/x'], measure)
 
     def test_default_settings(self, golden, model):
         """With the official budgets the logits are as near as the official ones."""

@@ -30,6 +30,9 @@ from mdeq_mm.utils.launch import build_model
 CLASSIFIER = 'configs/classification/mdeq-tiny_2xb64_cifar10.py'
 STOCK = 'configs/segmentation/fcn_r18-d8-scratch_1xb4-1500_camvid-192x256.py'
 TOLS = ('0.01', '0.001', '0.0001')
+needs_torchdeq = pytest.mark.skipif(
+    find_spec('torchdeq') is None, reason='torchdeq is not installed'
+)
 SMALL = ['model.backbone.forward_solver.max_evals=4', 'model.backbone.dropout=0']
 SIZE = ['--shape', '16', '16', '--cfg-options', *SMALL]
 
@@ -117,14 +120,14 @@ class TestSolvers:
         assert found['evaluations'] == 25
         assert found['evaluations_to']['0.1'] == max(numbers)
 
-    @pytest.mark.skipif(find_spec('torchdeq') is not None, reason='it is there')
-    def test_torchdeq_is_missing(self, tool, config, capsys):
+    def test_torchdeq_is_missing(self, tool, config, capsys, monkeypatch):
+        monkeypatch.setattr(tool, 'has_torchdeq', lambda: False)
         with pytest.raises(SystemExit):
             tool.main(['solvers', str(config), '--torchdeq'])
         error = capsys.readouterr().err
         assert '--torchdeq needs the package torchdeq' in error
 
-    @pytest.mark.skipif(find_spec('torchdeq') is None, reason='torchdeq is absent')
+    @needs_torchdeq
     def test_torchdeq_evaluates_as_often(self, run, config):
         _, report = run('solvers', config, '--repeats', 1, '--torchdeq', *SIZE)
         for result in report['results'].values():
@@ -146,7 +149,7 @@ class TestSolvers:
         default = BroydenSolver().memory  # that of the config's solver as well
         assert seen == {default, memory or default}
 
-    @pytest.mark.skipif(find_spec('torchdeq') is None, reason='torchdeq is absent')
+    @needs_torchdeq
     def test_torchdeq_with_as_little_memory(self):
         matrix = torch.randn(40, 40) / 8
         x = torch.randn(2, 40)
@@ -315,8 +318,21 @@ class TestSweep:
         for rows in report['results'].values():
             assert {row['solver'] for row in rows} == names
             for row in rows:
-                assert list(row['evaluations_to']) == ['0.01', '0.001', '0.0001']
+                assert list(row['evaluations_to']) == ['0.1', *TOLS]
         assert all(output.count(name) == 2 for name in names)
+
+    def test_sample_that_does_not_get_there(self, monkeypatch):
+        slopes = torch.tensor([[0.5], [-0.99]])
+        problem = Problem(lambda z: slopes * z + 1, torch.zeros(2, 3), lambda: None)
+        module = sys.modules[sweep.__module__]
+        monkeypatch.setattr(
+            module, 'at_equilibrium', lambda model, x, measure: measure(dict(f=problem))
+        )
+        grid = Grid((), (), (), mixing=(), damping=(0.5, 1.0))
+        damped, plain = sweep(None, None, 30, grid)['f']
+        assert damped['solver'] == 'PicardSolver(damping=0.5)'
+        counts = plain['evaluations_to']['0.01']
+        assert counts == dict(reached=1, max=None, mean=(7 + 30) / 2)
 
     def test_order_and_counts(self, monkeypatch):
         # Damped by d, the error of f(z) = (z + 1) / 2 is (1 - d / 2)^n.
@@ -333,7 +349,7 @@ class TestSweep:
         counts = [damped['PicardSolver(damping=0.5)'][tol] for tol in TOLS]
         assert [count['max'] for count in counts] == [15, 23, None]
         assert counts[1] == dict(reached=2, max=23, mean=23)
-        assert counts[2] == dict(reached=0, max=None, mean=None)
+        assert counts[2] == dict(reached=0, max=None, mean=30)
         assert [row['solver'] for row in rows[-3:]] == [
             'PicardSolver(damping=1)',
             'AndersonSolver(window=1, ridge=0, mixing=0.8)',
