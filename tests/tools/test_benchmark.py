@@ -321,6 +321,21 @@ class TestSweep:
                 assert list(row['evaluations_to']) == ['0.1', *TOLS]
         assert all(output.count(name) == 2 for name in names)
 
+    @pytest.mark.parametrize('amp', [False, True])
+    def test_amp(self, tool, run, config, monkeypatch, amp):
+        seen = []
+
+        def measure(backbone, *args):
+            conv = backbone.equilibrium.cell.branches[0][0].conv1
+            conv.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+            return sweep(backbone, *args)
+
+        monkeypatch.setattr(tool, 'sweep', measure)
+        grid = ['--memory', 1, '--window', 1, '--ridge', 0, '--mixing', 1]
+        option = ['--amp'] if amp else []
+        run('sweep', config, *grid, '--damping', 1, *option, *SIZE)
+        assert set(seen) == {torch.bfloat16 if amp else torch.float32}
+
     def test_sample_that_does_not_get_there(self, monkeypatch):
         slopes = torch.tensor([[0.5], [-0.99]])
         problem = Problem(lambda z: slopes * z + 1, torch.zeros(2, 3), lambda: None)

@@ -98,6 +98,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     for name, values in vars(Grid()).items():
         kind = type(values[0])
         sweep.add_argument(f'--{name}', type=kind, nargs='+', default=values)
+    for command in (solvers, models, sweep):
+        command.add_argument('--amp', action='store_true', help='autocast in bfloat16')
     for command in (solvers, models):
         command.add_argument('--plot', metavar='FILE', help='bar chart to write')
     for command in (solvers, models, memory):
@@ -284,9 +286,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     )
     settings = {key: value for key, value in vars(args).items() if key != 'cfg_options'}
     settings['cfg_options'] = args.cfg_options and dict(args.cfg_options)
-    report = dict(
-        settings=settings, environment=environment, **runs[args.command](args)
-    )
+    amp = getattr(args, 'amp', False)
+    with torch.autocast(get_device(), torch.bfloat16, enabled=amp):
+        results = runs[args.command](args)
+    report = dict(settings=settings, environment=environment, **results)
     if args.json is not None:
         Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
     if getattr(args, 'plot', None) is not None:
