@@ -204,7 +204,9 @@ class MultiscaleCell(nn.Module):
                 # Here, not at the first use: that is in the solve, under no_grad, and
                 # would cost the parameters their gradient. Autocast would cast it in
                 # every evaluation.
-                weight = module.weight.to(dtype=dtype)
+                weight = module.weight
+                if weight.dtype != torch.float64:  # which autocast leaves alone
+                    weight = weight.to(dtype=dtype)
                 held[module.parametrizations['weight'][0]] = weight
         with _Hold(held):
             yield

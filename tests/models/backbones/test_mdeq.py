@@ -314,6 +314,15 @@ class TestModes:
         for name, parameter in model.named_parameters():
             assert parameter.grad.isfinite().all(), name
 
+    def test_autocast_leaves_double_precision_alone(self, calm):
+        model = calm(small()).double()
+        x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+        expected = model(x)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            outputs = model(x)
+        for a, b in zip(outputs, expected):
+            assert torch.equal(a, b)
+
     def test_autocast_casts_weights_once(self, calm):
         model = calm(small(forward_solver=PicardSolver(5, tol=0.0)))
         seen = []
