@@ -1,5 +1,13 @@
-# make demo   set up .venv, then train, evaluate and picture MDEQ on built-in data
-# make test   set up .venv, then run the tests
+# make demo          train, evaluate and picture MDEQ on built-in data
+# make test          the fast tests
+# make test-slow     the others
+# make test-all      both
+# make test-classic  those that depend on versions, with older ones
+# make lint          style and types
+# make format        put the style right
+#
+# Each sets up the environment it needs. PYTEST_ARGS is handed to pytest:
+#     make test PYTEST_ARGS='-k broyden'
 
 PYTHON ?= python3.11
 DEFAULT := .venv
@@ -7,7 +15,7 @@ CLASSIC := .venv-classic
 LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env env-classic demo test test-classic lint format
+.PHONY: env env-classic demo test test-slow test-all test-classic lint format
 
 env: $(DEFAULT)/.ready
 
@@ -61,21 +69,34 @@ demo: env
 	@echo '  $(DEMO)/convergence_classification.png    the same for the classifier'
 	@echo 'Logs and checkpoints are in $(DEMO)/segmentation and $(DEMO)/classification.'
 
-# One thread a process: two processes of tests share two cores better than threads do.
+# Two processes of tests with one thread each share two cores better than threads do.
+# A file stays in one process, so that its fixtures are made once.
+WORKERS ?= 2
+PYTEST := bin/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+test test-slow test-all test-classic: export OMP_NUM_THREADS := 1
+
 test: env
-	OMP_NUM_THREADS=1 $(DEFAULT)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(DEFAULT)/$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: env
+	$(DEFAULT)/$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-all: env
+	$(DEFAULT)/$(PYTEST) $(PYTEST_ARGS)
 
 test-classic: env-classic
-	OMP_NUM_THREADS=1 $(CLASSIC)/bin/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(CLASSIC)/$(PYTEST) -m versions $(PYTEST_ARGS)
 
 $(LINT)/.ready: requirements/lint.txt
 	$(PYTHON) -m venv $(LINT)
 	$(LINT)/$(PIP_INSTALL) -r requirements/lint.txt
 	touch $@
 
-lint: $(LINT)/.ready
+# mypy needs the types of torch and numpy.
+lint: $(LINT)/.ready env
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
+	$(LINT)/bin/mypy --python-executable $(DEFAULT)/bin/python
 
 format: $(LINT)/.ready
 	$(LINT)/bin/ruff check --fix .

@@ -4,7 +4,7 @@ Importing the package registers everything; in a config that is
 ``custom_imports = dict(imports=['mdeq_mm'])``.
 """
 
-from .utils import (
+from .compat import (
     allow_mmengine_checkpoints,
     check_versions,
     stand_in_for_missing_ops,
@@ -14,7 +14,15 @@ check_versions()
 stand_in_for_missing_ops()
 allow_mmengine_checkpoints()
 
-from . import checkpoints, deq, engine, evaluation, models  # noqa: E402
+from . import apis, checkpoints, deq, engine, evaluation, models  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['__version__', 'checkpoints', 'deq', 'engine', 'evaluation', 'models']
+__all__ = [
+    '__version__',
+    'apis',
+    'checkpoints',
+    'deq',
+    'engine',
+    'evaluation',
+    'models',
+]

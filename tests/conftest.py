@@ -1,17 +1,22 @@
 """Fixtures that several test modules use."""
 
 import contextlib
+import gc
 import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmengine.registry
 import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, METRICS, MODELS, Registry
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
@@ -19,7 +24,49 @@ from torch.utils.data import Dataset
 import mdeq_mm  # noqa: F401  before mmseg, which needs its stand-in for compiled ops
 from mdeq_mm.models import MDEQ
 
+from . import shortcuts  # noqa: F401
+from .isolation import isolated, load_tool, run_main
+from .time_limit import TimeLimit
+
 ROOT = Path(__file__).resolve().parents[1]
+# Seconds that a test may take without being marked as slow.
+TIME_LIMIT = 5.0
+# The same sums on every machine: their order depends on the number of threads.
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(TimeLimit(TIME_LIMIT), 'time_limit')
+
+
+def pytest_collection_finish():
+    # The collector need not go through the modules again: mmengine calls it for every
+    # data set.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Takes back what a document registers, since tests register the same names."""
+    if item.path.suffix != '.md':
+        return (yield)
+    registries = [
+        value
+        for value in vars(mmengine.registry).values()
+        if isinstance(value, Registry)
+    ]
+    before = [dict(registry.module_dict) for registry in registries]
+    try:
+        return (yield)
+    finally:
+        for registry, known in zip(registries, before):
+            for name, cls in dict(registry.module_dict).items():
+                if getattr(cls, '__module__', None) != '__main__':
+                    continue
+                del registry.module_dict[name]
+                if name in known:
+                    registry.module_dict[name] = known[name]
 
 
 @pytest.fixture(scope='session')
@@ -40,9 +87,57 @@ def shared():
 
 
 @pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+def _isolated(tmp_path):
+    """Every test has a folder of its own, and leaves nothing in mmengine's globals."""
+    random.seed(0)
     np.random.seed(0)
+    torch.manual_seed(0)
+    with isolated(tmp_path):
+        yield
+
+
+@pytest.fixture(scope='session', name='load_tool')
+def _load_tool():
+    """Imports a tool by its path under ``tools``."""
+    return load_tool
+
+
+@pytest.fixture(scope='session')
+def run_tool():
+    """Runs ``main(argv)`` of a tool in this process and returns what it printed."""
+    return run_main
+
+
+@pytest.fixture(scope='session')
+def environment():
+    """The environment of a user who has activated the virtual environment."""
+    return {
+        **os.environ,
+        'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+        'OMP_NUM_THREADS': '1',
+    }
+
+
+@pytest.fixture(scope='session')
+def run_process(root, environment):
+    """Runs a tool in a process of its own and returns what it printed."""
+
+    def run(tool, *args, cwd, timeout=600, **variables):
+        program = [sys.executable] if tool.endswith('.py') else ['bash']
+        result = subprocess.run(
+            [*program, str(root / 'tools' / tool), *map(str, args)],
+            cwd=cwd,
+            env={**environment, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout[-6000:]
+        return result.stdout
+
+    return run
 
 
 @pytest.fixture(scope='session', params=['tiny2', 'micro4', 'microseg'])

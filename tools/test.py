@@ -1,22 +1,22 @@
-"""Evaluates a checkpoint of MMSegmentation or MMPretrain."""
+"""Evaluates a checkpoint of any installed toolbox of OpenMMLab."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Optional
 
+from launch import add_common_arguments, build_runner, load_runner_config
+from mmengine.config import Config
 from mmengine.evaluator import DumpResults
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
-from mdeq_mm.utils.launch import (
-    add_common_arguments,
-    load_runner_config,
-    prepare_cpu_processes,
-)
+from mdeq_mm.cli import add_checkpoint
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    add_checkpoint(parser)
     parser.add_argument('--out', help='file (.pkl) to write the predictions to')
     parser.add_argument('--show-dir', help='directory to write painted images to')
     parser.add_argument(
@@ -25,34 +25,51 @@ def parse_args() -> argparse.Namespace:
         help='augment at test time, with tta_model and tta_pipeline of the config',
     )
     add_common_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
     return args
 
 
-def main() -> None:
-    args = parse_args()
+def write_painted_images(cfg: Config, folder: str) -> None:
+    """Lets the visualization hook of a toolbox write painted images to a folder.
+
+    Raises:
+        ValueError: If it is unknown how the toolbox names the settings of its hook.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None or cfg.default_scope not in ('mmseg', 'mmpretrain', 'mmdet'):
+        raise ValueError(
+            '--show-dir needs the visualization hook of mmseg, mmpretrain or mmdet in '
+            f'default_hooks, got default_scope={cfg.default_scope!r} and {hook}'
+        )
+    hook.setdefault('interval', 1)
+    if cfg.default_scope == 'mmseg':
+        hook.draw = True
+        cfg.visualizer.save_dir = folder
+    elif cfg.default_scope == 'mmdet':
+        hook.draw = True
+        hook.test_out_dir = folder
+    else:
+        hook.enable = True
+        hook.out_dir = folder
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Evaluates."""
+    args = parse_args(argv)
     cfg = load_runner_config(args)
     cfg.load_from = args.checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show_dir is not None:
-        paint = cfg.default_hooks.visualization
-        paint.setdefault('interval', 1)
-        if cfg.default_scope == 'mmseg':
-            paint.draw = True
-            cfg.visualizer.save_dir = args.show_dir
-        else:
-            paint.enable = True
-            paint.out_dir = args.show_dir
+        write_painted_images(cfg, args.show_dir)
     if args.tta:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
             raise ValueError(f'--tta needs tta_model and tta_pipeline in {args.config}')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
-    prepare_cpu_processes(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()

@@ -1,18 +1,16 @@
-"""Trains a model of MMSegmentation or MMPretrain from a config."""
+"""Trains a model of any installed toolbox of OpenMMLab from a config."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Optional
 
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
-
-from mdeq_mm.utils.launch import (
-    add_common_arguments,
-    load_runner_config,
-    prepare_cpu_processes,
-)
+from launch import add_common_arguments, build_runner, load_runner_config
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -28,11 +26,12 @@ def parse_args() -> argparse.Namespace:
         help='scale the learning rate with the batch size',
     )
     add_common_arguments(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Trains."""
+    args = parse_args(argv)
     cfg = load_runner_config(args)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
@@ -46,9 +45,7 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    prepare_cpu_processes(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -18,7 +18,4 @@ model = dict(
     ],
 )
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=550000),
-    dict(type='RandomStateHook'),
-]
+default_hooks = dict(equilibrium=dict(pretrain_iters=550000))

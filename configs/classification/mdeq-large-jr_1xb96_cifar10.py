@@ -14,14 +14,13 @@ model = dict(
 train_dataloader = dict(batch_size=96)
 auto_scale_lr = dict(base_batch_size=96)
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=16000),
-    dict(
+default_hooks = dict(
+    equilibrium=dict(pretrain_iters=16000),
+    jacobian=dict(
         type='JacobianRegularizationHook',
         weight=0.4,
         freq=0.02,
         stop_epoch=90,
         max_evals_delta=2,
     ),
-    dict(type='RandomStateHook'),
-]
+)

@@ -9,9 +9,8 @@ model = dict(
     )
 )
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=510000),
-    dict(
+default_hooks = dict(
+    jacobian=dict(
         type='JacobianRegularizationHook',
         weight=3.0,
         freq=0.08,
@@ -19,5 +18,4 @@ custom_hooks = [
         pretrain_weight=0.03,
         max_evals_delta=2,
     ),
-    dict(type='RandomStateHook'),
-]
+)

@@ -1,7 +1,4 @@
-# The release of 2020: a shorter shallow phase.
+# The release of 2020: a shorter unrolled phase.
 _base_ = ['./mdeq-small_4xb32_in1k.py']
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=500000),
-    dict(type='RandomStateHook'),
-]
+default_hooks = dict(equilibrium=dict(pretrain_iters=500000))

@@ -21,9 +21,8 @@ model = dict(
 
 optim_wrapper = dict(optimizer=dict(lr=0.04, weight_decay=2e-5))
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=510000),
-    dict(
+default_hooks = dict(
+    jacobian=dict(
         type='JacobianRegularizationHook',
         weight=2.5,
         freq=0.08,
@@ -31,5 +30,4 @@ custom_hooks = [
         pretrain_weight=0.03,
         max_evals_delta=2,
     ),
-    dict(type='RandomStateHook'),
-]
+)

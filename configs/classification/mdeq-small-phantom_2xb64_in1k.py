@@ -1,4 +1,4 @@
-# Phantom gradient after a plain fixed-point iteration, and no shallow phase, as
+# Phantom gradient after a plain fixed-point iteration, and no unrolled phase, as
 # torchdeq trains it. It does not say the damping of the gradient; this is the default.
 _base_ = ['./mdeq-small_4xb32_in1k.py']
 
@@ -11,4 +11,4 @@ model = dict(
 
 train_dataloader = dict(batch_size=64)
 
-custom_hooks = [dict(type='ImplicitGradientHook'), dict(type='RandomStateHook')]
+default_hooks = dict(equilibrium=dict(pretrain_iters=0))

@@ -3,6 +3,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs32.py',
     'mmpretrain::_base_/schedules/imagenet_bs256.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mdeq_runtime.py',
 ]
 
 # 100 epochs of ceil(1281167 / (4 * 32)) = 10,010 iterations are 1,001,000.
@@ -18,7 +19,5 @@ param_scheduler = dict(
 )
 auto_scale_lr = dict(base_batch_size=4 * 32)
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=510000),
-    dict(type='RandomStateHook'),
-]
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 510000

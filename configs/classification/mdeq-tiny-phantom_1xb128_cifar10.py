@@ -1,4 +1,4 @@
-# Phantom gradient, and no shallow phase, as torchdeq trains it.
+# Phantom gradient, and no unrolled phase, as torchdeq trains it.
 _base_ = ['./mdeq-tiny_2xb64_cifar10.py']
 
 model = dict(
@@ -13,4 +13,4 @@ optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
 )
 
-custom_hooks = [dict(type='ImplicitGradientHook'), dict(type='RandomStateHook')]
+default_hooks = dict(equilibrium=dict(pretrain_iters=0))

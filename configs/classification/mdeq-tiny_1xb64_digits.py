@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/digits.py',
     'mmpretrain::_base_/schedules/cifar10_bs128.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mdeq_runtime.py',
 ]
 
 epochs = 12
@@ -21,9 +22,7 @@ param_scheduler = dict(
 train_cfg = dict(max_epochs=epochs, val_interval=4)
 auto_scale_lr = dict(base_batch_size=64)
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=8 * iters_per_epoch),
-    dict(type='RandomStateHook'),
-]
-default_hooks = dict(logger=dict(interval=7), checkpoint=dict(interval=4))
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 8 * iters_per_epoch
+default_hooks.update(logger=dict(interval=7), checkpoint=dict(interval=4))
 randomness = dict(seed=0)

@@ -3,6 +3,7 @@ _base_ = [
     'mmpretrain::_base_/datasets/cifar10_bs16.py',
     'mmpretrain::_base_/schedules/cifar10_bs128.py',
     'mmpretrain::_base_/default_runtime.py',
+    '../_base_/mdeq_runtime.py',
 ]
 
 # The official recipe trains without augmentation.
@@ -27,7 +28,5 @@ param_scheduler = dict(
 train_cfg = dict(max_epochs=epochs)
 auto_scale_lr = dict(base_batch_size=2 * 64)
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=3000),
-    dict(type='RandomStateHook'),
-]
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 3000

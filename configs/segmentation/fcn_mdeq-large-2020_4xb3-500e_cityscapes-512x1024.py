@@ -1,4 +1,4 @@
-# The release of 2020: smaller budgets and a shorter shallow phase.
+# The release of 2020: smaller budgets and a shorter unrolled phase.
 _base_ = ['./fcn_mdeq-large_4xb3-500e_cityscapes-512x1024.py']
 
 model = dict(
@@ -8,7 +8,4 @@ model = dict(
     )
 )
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=32000),
-    dict(type='RandomStateHook'),
-]
+default_hooks = dict(equilibrium=dict(pretrain_iters=32000))

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/camvid.py',
     '../_base_/schedules/adam_1500.py',
     'mmseg::_base_/default_runtime.py',
+    '../_base_/mdeq_runtime.py',
 ]
 
 norm_cfg = dict(type='BN', momentum=0.1, requires_grad=True)
@@ -25,7 +26,5 @@ model = dict(
     ),
 )
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=1100),
-    dict(type='RandomStateHook'),
-]
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 1100

@@ -3,6 +3,7 @@ _base_ = [
     '../_base_/datasets/digit_scenes.py',
     'mmseg::_base_/default_runtime.py',
     'mmseg::_base_/schedules/schedule_20k.py',
+    '../_base_/mdeq_runtime.py',
 ]
 
 norm_cfg = dict(type='BN', momentum=0.1, requires_grad=True)
@@ -35,9 +36,7 @@ param_scheduler = [
 train_cfg = dict(max_iters=iters, val_interval=300)
 auto_scale_lr = dict(base_batch_size=8)
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=900),
-    dict(type='RandomStateHook'),
-]
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 900
+default_hooks.update(logger=dict(interval=20), checkpoint=dict(interval=300))
 randomness = dict(seed=0)

@@ -3,6 +3,7 @@ _base_ = [
     'mmseg::_base_/datasets/cityscapes.py',
     'mmseg::_base_/schedules/schedule_40k.py',
     'mmseg::_base_/default_runtime.py',
+    '../_base_/mdeq_runtime.py',
 ]
 
 crop_size = (512, 1024)
@@ -54,10 +55,8 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=max_iters, by_epoch=False)
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=10 * iters_per_epoch)
-default_hooks = dict(checkpoint=dict(interval=10 * iters_per_epoch))
 auto_scale_lr = dict(base_batch_size=4 * 3)
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=60000),
-    dict(type='RandomStateHook'),
-]
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 60000
+default_hooks.update(checkpoint=dict(interval=10 * iters_per_epoch))

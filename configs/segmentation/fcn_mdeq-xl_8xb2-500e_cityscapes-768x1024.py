@@ -29,10 +29,9 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=max_iters, by_epoch=False)
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=10 * iters_per_epoch)
-default_hooks = dict(checkpoint=dict(interval=10 * iters_per_epoch))
 auto_scale_lr = dict(base_batch_size=8 * 2)
 
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=40000),
-    dict(type='RandomStateHook'),
-]
+default_hooks = dict(
+    equilibrium=dict(pretrain_iters=40000),
+    checkpoint=dict(interval=10 * iters_per_epoch),
+)

@@ -1,20 +1,69 @@
-from .backbones import STOCK_BACKBONES, Case, Subject, measure_models
-from .memory import measure_memory
-from .problems import Problem, evaluations_to, residuals
-from .solvers import has_torchdeq, measure_solvers
-from .sweep import Grid, sweep
+"""Everything that measures: time, memory, counts, solvers, gradients and video."""
+
+from .backbones import (
+    STOCK_BACKBONES,
+    Case,
+    Subject,
+    load_with_images,
+    measure_models,
+    run_case,
+)
+from .convergence import convergence_trace
+from .counting import Work, count_saved_bytes, count_work
+from .flops import CELL, Part, count_parts, total_flops
+from .gradients import GradientCost, compare_gradients, modes_to_compare
+from .memory import measure_in_process, measure_memory, peak_bytes
+from .problems import Problem, equilibrium_problems, evaluations_to, residuals
+from .solvers import (
+    has_torchdeq,
+    measure_problem,
+    measure_solvers,
+    own_solvers,
+    torchdeq_solvers,
+)
+from .sweep import Grid, sweep, sweep_problem
+from .timing import interleave, timed
+from .video import Saving, compare_starts, pan, preprocess, read_frames, solve_frames
 
 __all__ = [
+    'CELL',
     'STOCK_BACKBONES',
     'Case',
+    'GradientCost',
     'Grid',
+    'Part',
     'Problem',
+    'Saving',
     'Subject',
+    'Work',
+    'compare_gradients',
+    'compare_starts',
+    'convergence_trace',
+    'count_parts',
+    'count_saved_bytes',
+    'count_work',
+    'equilibrium_problems',
     'evaluations_to',
     'has_torchdeq',
+    'interleave',
+    'load_with_images',
+    'measure_in_process',
     'measure_memory',
     'measure_models',
+    'measure_problem',
     'measure_solvers',
+    'modes_to_compare',
+    'own_solvers',
+    'pan',
+    'peak_bytes',
+    'preprocess',
+    'read_frames',
     'residuals',
+    'run_case',
+    'solve_frames',
     'sweep',
+    'sweep_problem',
+    'timed',
+    'torchdeq_solvers',
+    'total_flops',
 ]

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, Optional
 
 import torch
+from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ..deq import UnrolledGradient
-from ..utils.launch import build_model, find_layer, load_config
-from ..utils.measure import Work, count_saved_bytes, count_work, interleave
+from ..apis import (
+    build_model,
+    build_test_loader,
+    find_layer,
+    image_shape,
+    load_config,
+    load_model,
+    single_layer,
+)
+from ..deq import Unrolled
+from .counting import Work, count_saved_bytes, count_work
+from .timing import interleave
 
 STOCK_BACKBONES = {
-    'hrnet-w18': dict(type='mmpretrain.HRNet', arch='w18'),
-    'resnet50': dict(type='mmpretrain.ResNet', depth=50),
-    'resnet101': dict(type='mmpretrain.ResNet', depth=101),
+    'hrnet-w18': dict(type='HRNet', arch='w18'),
+    'resnet50': dict(type='ResNet', depth=50),
+    'resnet101': dict(type='ResNet', depth=101),
 }
 
 
@@ -48,22 +57,20 @@ class Subject:
     """
 
     name: str
-    cfg_options: Optional[dict] = None
+    cfg_options: Optional[dict[str, Any]] = None
 
     @property
     def label(self) -> str:
-        """How tables call it."""
+        """The name of the backbone in tables."""
         return self.name if self.name in STOCK_BACKBONES else Path(self.name).stem
 
     def build(self) -> nn.Module:
         """Builds the backbone, initialised as for a training from scratch."""
         if self.name in STOCK_BACKBONES:
-            import_module('mmpretrain.models')
-            backbone = MODELS.build(dict(STOCK_BACKBONES[self.name]))
+            cfg = dict(default_scope='mmpretrain', model=STOCK_BACKBONES[self.name])
+            backbone = build_model(Config(cfg))
         else:
-            cfg = load_config(
-                argparse.Namespace(config=self.name, cfg_options=self.cfg_options)
-            )
+            cfg = load_config(self.name, self.cfg_options)
             # Weights of a file, which may not be there, change no cost.
             cfg.model.backbone.pop('init_cfg', None)
             backbone = build_model(cfg).backbone
@@ -71,51 +78,75 @@ class Subject:
         return backbone
 
     def cases(self) -> tuple[Case, ...]:
-        """What memory is measured of."""
+        """The cases whose memory is measured."""
         if self.name in STOCK_BACKBONES:
             return (Case.INFERENCE, Case.TRAINING)
         return tuple(Case)
 
 
-def _init_weights(backbone: nn.Module) -> None:
-    """Initialises a backbone without a report on every parameter."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    backbone.init_weights()
-    logger.setLevel(level)
+def load_with_images(
+    config: str,
+    cfg_options: Optional[dict[str, Any]] = None,
+    checkpoint: Optional[str] = None,
+    shape: Optional[Sequence[int]] = None,
+    batch_size: int = 2,
+) -> tuple[nn.Module, Tensor]:
+    """Returns a backbone in evaluation mode, and images for it.
+
+    Args:
+        config (str): File of the config.
+        cfg_options (dict, optional): Settings of the config to override.
+            Defaults to None.
+        checkpoint (str, optional): File with the weights. Defaults to None, those of a
+            fresh initialisation.
+        shape (Sequence[int], optional): Size ``(H, W)`` of random images. Defaults to
+            None, with a checkpoint images of the test data set, else random ones of
+            the size of the data preprocessor.
+        batch_size (int): Number of images. Defaults to 2.
+
+    Returns:
+        tuple[nn.Module, Tensor]: The backbone and the images, ``(B, C, H, W)``, both on
+        the accelerator if there is one.
+    """
+    cfg = load_config(config, cfg_options)
+    if checkpoint is None:
+        backbone = Subject(config, cfg_options).build().to(get_device())
+        backbone.eval()
+    else:
+        model = load_model(cfg, checkpoint)
+        if shape is None:
+            cfg.test_dataloader.batch_size = batch_size
+            batch = next(iter(build_test_loader(cfg)))
+            return model.backbone, model.data_preprocessor(batch)['inputs']
+        backbone = model.backbone
+    channels = getattr(backbone, 'in_channels', 3)
+    size = (batch_size, channels, *(shape or image_shape(cfg)))
+    return backbone, torch.randn(*size, device=get_device())
 
 
 def run_case(backbone: nn.Module, images: Tensor, case: Case) -> None:
     """Runs a backbone once.
 
     A training step is forward and backward, from gradients of random direction, without
-    an optimizer. The two cases of a single application set the layer up for it, for
-    good.
+    an optimizer. The two cases of a single application unroll the cell once.
 
     Args:
         backbone (nn.Module): The backbone.
         images (Tensor): Images, ``(B, C, H, W)``.
         case (Case): What to do.
     """
-    if case is Case.EVALUATION:
-        layer = find_layer(backbone)[1]
-        layer.shallow, layer.shallow_gradient = True, UnrolledGradient(1)
-    elif case is Case.APPLICATION:
-        find_layer(backbone)[1].gradient = UnrolledGradient(1)
-    if case in (Case.EVALUATION, Case.INFERENCE):
-        backbone.eval()
-        with torch.no_grad():
-            backbone(images)
-    else:
-        backbone.train()
-        backbone.zero_grad()
-        _backward(backbone(images))
-
-
-def _backward(outputs: Sequence[Tensor]) -> None:
-    # A constant gradient would be lost in the norm an MDEQ ends with.
-    torch.autograd.backward(outputs, [torch.randn_like(out) for out in outputs])
+    override: AbstractContextManager = nullcontext()
+    if case in (Case.EVALUATION, Case.APPLICATION):
+        override = single_layer(backbone).using(mode=Unrolled(1))
+    with override:
+        if case in (Case.EVALUATION, Case.INFERENCE):
+            backbone.eval()
+            with torch.no_grad():
+                backbone(images)
+        else:
+            backbone.train()
+            backbone.zero_grad()
+            _backward(backbone(images))
 
 
 def measure_models(
@@ -126,22 +157,23 @@ def measure_models(
     Args:
         subjects (Sequence[Subject]): The backbones.
         images (Tensor): Images, ``(B, C, H, W)``.
-        repeats (int): Rounds.
+        repeats (int): Number of rounds.
 
     Returns:
         dict: For each backbone ``parameters``, ``saved_bytes`` for backward, and, for
         ``inference`` and ``training``, the median ``seconds``, those of all
         ``rounds``, and, of an MDEQ, ``evaluations`` and ``products``.
     """
-    measured, cases = {}, {}
+    measured: dict[str, dict[str, Any]] = {}
+    cases: dict[tuple[str, str], Callable[[], object]] = {}
     for subject in subjects:
         backbone = subject.build().to(images.device)
-        found = find_layer(backbone)
         infer = partial(run_case, backbone, images, Case.INFERENCE)
-        with count_work(found[1]) if found else nullcontext() as inference:
+        train = partial(run_case, backbone, images, Case.TRAINING)
+        with _counting(backbone) as inference:
             infer()
-        backbone.train()
-        with count_work(found[1]) if found else nullcontext() as training:
+        with _counting(backbone) as training:
+            backbone.train()
             with count_saved_bytes(backbone) as saved:
                 outputs = backbone(images)
             _backward(outputs)
@@ -149,17 +181,32 @@ def measure_models(
         measured[subject.label] = dict(
             parameters=sum(p.numel() for p in backbone.parameters()),
             saved_bytes=saved[0],
-            inference=_counts(inference),
-            training=_counts(training),
+            inference={} if inference is None else vars(inference),
+            training={} if training is None else vars(training),
         )
         cases[subject.label, 'inference'] = infer
-        cases[subject.label, 'training'] = partial(
-            run_case, backbone, images, Case.TRAINING
-        )
+        cases[subject.label, 'training'] = train
     for (label, kind), rounds in interleave(cases, repeats, images.device).items():
         measured[label][kind].update(seconds=median(rounds), rounds=rounds)
     return measured
 
 
-def _counts(work: Optional[Work]) -> dict[str, int]:
-    return {} if work is None else vars(work)
+def _counting(backbone: nn.Module) -> AbstractContextManager[Optional[Work]]:
+    found = find_layer(backbone)
+    return nullcontext() if found is None else count_work(found[1])
+
+
+def _backward(outputs: Sequence[Tensor]) -> None:
+    # A constant gradient would be lost in the norm an MDEQ ends with.
+    torch.autograd.backward(outputs, [torch.randn_like(out) for out in outputs])
+
+
+def _init_weights(backbone: BaseModule) -> None:
+    """Initialises a backbone without a report on every parameter."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        backbone.init_weights()
+    finally:
+        logger.setLevel(level)

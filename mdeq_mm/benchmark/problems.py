@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
-from ..deq import EquilibriumLayer, Solve
-from ..deq.solvers.base import FixedPointFunction
+from ..apis import single_layer, solving_mode
+from ..deq import FixedPointFunction, ForwardPass
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
 SolveFunction = Callable[[FixedPointFunction, Tensor], Any]
@@ -31,56 +32,46 @@ class Problem:
     bare: Callable[[], object]
 
 
-def at_equilibrium(
-    backbone: nn.Module,
-    images: Tensor,
-    measure: Callable[[dict[str, Problem]], Any],
-) -> Any:
-    """Calls a function with the problems of a backbone for some images.
+@torch.no_grad()
+def equilibrium_problems(backbone: nn.Module, images: Tensor) -> dict[str, Problem]:
+    """Returns the problems of a backbone for some images.
 
-    The adjoint system is the one at the state the backbone returns, for a gradient of
-    random direction and unit norm in each sample.
+    The adjoint system is that at the state the backbone returns, for a gradient of
+    random direction and unit norm per sample. Dropout masks and normalised weights of
+    both problems are those of one forward pass.
 
     Args:
         backbone (nn.Module): Backbone in evaluation mode, with one equilibrium layer.
+            It is solved for, even if its mode is unrolled.
         images (Tensor): Images, ``(B, C, H, W)``.
-        measure (Callable): Is given the problems ``'forward'`` and ``'adjoint'``, and
-            called without gradients while normalised weights are those of the solve.
 
     Returns:
-        Any: What ``measure`` returned.
+        dict[str, Problem]: The problems ``'forward'`` and ``'adjoint'``.
     """
-    results = []
+    layer = single_layer(backbone)
+    passes: list[ForwardPass] = []
+    observing = layer.register_pass_hook(lambda layer, record: passes.append(record))
+    with observing, layer.using(mode=solving_mode(layer)):
+        backbone(images)
+    forward_pass = passes[0]
+    f, state = forward_pass.f, forward_pass.state
+    z, fz = forward_pass.linearize()
+    unit = nn.functional.normalize(torch.randn_like(state))
 
-    def hook(layer: EquilibriumLayer, solve: Solve) -> None:
-        state = solve.state
-        z, fz = solve.linearize()
-        unit = nn.functional.normalize(torch.randn_like(state))
+    def product(y: Tensor) -> Tensor:
+        return torch.autograd.grad(fz, z, y, retain_graph=True)[0]
 
-        def product(y: Tensor) -> Tensor:
-            return torch.autograd.grad(fz, z, y, retain_graph=True)[0]
-
-        problems = dict(
-            forward=Problem(solve.f, torch.zeros_like(state), lambda: solve.f(state)),
-            adjoint=Problem(lambda y: product(y) + unit, unit, lambda: product(unit)),
-        )
-        results.append(measure(problems))
-
-    (layer,) = (m for m in backbone.modules() if isinstance(m, EquilibriumLayer))
-    handle = layer.register_solve_hook(hook)
-    try:
-        with torch.no_grad():
-            backbone(images)
-    finally:
-        handle.remove()
-    return results[0]
+    return dict(
+        forward=Problem(f, torch.zeros_like(state), lambda: f(state)),
+        adjoint=Problem(lambda y: product(y) + unit, unit, lambda: product(unit)),
+    )
 
 
 def residuals(solve: SolveFunction, problem: Problem) -> Tensor:
-    """Returns the relative residual of each evaluation of a solve.
+    """Returns the relative residual at each evaluation of a solve.
 
-    They are computed from what passes through ``f``, whatever the solver itself
-    records, so that solvers of different libraries can be compared.
+    It is computed from what passes through ``f``, whatever the solver itself records.
+    So solvers of different libraries can be compared.
 
     Args:
         solve (Callable): Called as ``solve(f, start)``.
@@ -97,7 +88,8 @@ def residuals(solve: SolveFunction, problem: Problem) -> Tensor:
         rows.append(torch.linalg.vector_norm(fz - z, dim=1) / norm)
         return fz
 
-    solve(recorded, problem.start)
+    with torch.no_grad():
+        solve(recorded, problem.start)
     return torch.stack(rows)
 
 
@@ -105,11 +97,12 @@ def evaluations_to(residuals: Tensor, tol: float) -> list[Optional[int]]:
     """Returns how many evaluations each sample needs until its residual is small.
 
     Args:
-        residuals (Tensor): Residual of each evaluation, ``(evaluations, B)``.
+        residuals (Tensor): Residual at each evaluation, ``(evaluations, B)``.
         tol (float): What the residual has to reach.
 
     Returns:
-        list[Optional[int]]: One number a sample, None where it never gets there.
+        list[Optional[int]]: One number per sample, None where a sample never gets
+        there.
     """
     small = residuals <= tol
     first = small.int().argmax(0) + 1

@@ -10,7 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..deq import AndersonSolver, BroydenSolver, FixedPointSolver, PicardSolver
-from .problems import TOLERANCES, Problem, at_equilibrium, evaluations_to, residuals
+from .problems import (
+    TOLERANCES,
+    Problem,
+    equilibrium_problems,
+    evaluations_to,
+    residuals,
+)
 
 
 @dataclass
@@ -18,11 +24,11 @@ class Grid:
     """Settings to try.
 
     Attributes:
-        memory (Sequence[int]): Of Broyden's method.
-        window (Sequence[int]): Of Anderson acceleration, as are the next two.
-        ridge (Sequence[float])
-        mixing (Sequence[float])
-        damping (Sequence[float]): Of Picard iteration.
+        memory (Sequence[int]): Memories of Broyden's method.
+        window (Sequence[int]): Windows of Anderson acceleration.
+        ridge (Sequence[float]): Ridges of Anderson acceleration.
+        mixing (Sequence[float]): Mixings of Anderson acceleration.
+        damping (Sequence[float]): Dampings of Picard iteration.
     """
 
     memory: Sequence[int] = (3, 5, 8, 10, 15, 30)
@@ -33,7 +39,7 @@ class Grid:
 
     def solvers(self, n_evals: int) -> Iterator[tuple[str, FixedPointSolver]]:
         """Yields solvers that spend the whole budget, with their names."""
-        kinds = (
+        kinds: tuple[tuple[type[FixedPointSolver], tuple[str, ...]], ...] = (
             (BroydenSolver, ('memory',)),
             (AndersonSolver, ('window', 'ridge', 'mixing')),
             (PicardSolver, ('damping',)),
@@ -42,7 +48,7 @@ class Grid:
             for values in product(*(getattr(self, name) for name in names)):
                 settings = dict(zip(names, values))
                 listed = ', '.join(f'{key}={settings[key]:g}' for key in names)
-                solver = kind(max_evals=n_evals, tol=0, **settings)
+                solver = kind(max_evals=n_evals, tol=0.0, **settings)
                 yield f'{kind.__name__}({listed})', solver
 
 
@@ -54,29 +60,40 @@ def sweep(
     Args:
         backbone (nn.Module): Backbone with an equilibrium layer, in evaluation mode.
         images (Tensor): Images, ``(B, C, H, W)``.
-        n_evals (int): Budget.
+        n_evals (int): The budget.
         grid (Grid): The settings.
 
     Returns:
-        dict: For each problem the settings, best first: by the sum over the tolerances
-        of the mean numbers of evaluations. Each is a dict of ``solver`` and
-        ``evaluations_to``, which has for each tolerance how many samples have
-        ``reached`` it, ``max``, the evaluations until all have (None if they do not),
-        and ``mean``, a sample that does not get there counting with the budget.
+        dict: For the problems ``forward`` and ``adjoint`` what :func:`sweep_problem`
+        returns.
     """
+    return {
+        name: sweep_problem(problem, n_evals, grid)
+        for name, problem in equilibrium_problems(backbone, images).items()
+    }
 
-    def rows(problem: Problem) -> list[dict[str, Any]]:
-        found = []
-        for name, solver in grid.solvers(n_evals):
-            trace = residuals(solver.solve, problem)
-            counts = {f'{tol:g}': _summary(trace, tol) for tol in TOLERANCES}
-            found.append(dict(solver=name, evaluations_to=counts))
-        return sorted(found, key=_total)
 
-    def measure(problems: dict[str, Problem]) -> dict[str, list[dict[str, Any]]]:
-        return {name: rows(problem) for name, problem in problems.items()}
+def sweep_problem(problem: Problem, n_evals: int, grid: Grid) -> list[dict[str, Any]]:
+    """Counts the evaluations that solvers of all settings need for one problem.
 
-    return at_equilibrium(backbone, images, measure)
+    Args:
+        problem (Problem): The problem.
+        n_evals (int): The budget.
+        grid (Grid): The settings.
+
+    Returns:
+        list[dict]: The settings, best first: by the sum over the tolerances of the mean
+        numbers of evaluations. Each is a dict of ``solver`` and ``evaluations_to``,
+        which has for each tolerance how many samples have ``reached`` it; ``max``, the
+        evaluations until all have, None if not all do; and ``mean``, in which a sample
+        that does not get there counts with the budget.
+    """
+    found: list[dict[str, Any]] = []
+    for name, solver in grid.solvers(n_evals):
+        trace = residuals(solver.solve, problem)
+        counts = {f'{tol:g}': _summary(trace, tol) for tol in TOLERANCES}
+        found.append(dict(solver=name, evaluations_to=counts))
+    return sorted(found, key=_total)
 
 
 def _summary(trace: Tensor, tol: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an official state dict says about its model."""
+"""Description of the model that an official state dict belongs to."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Optional, Union
+from inspect import signature
+from typing import Any, Optional, Union
 
 from torch import Tensor
 
-from ..models import MDEQ
+from ..models import MDEQ, MultiscaleCell
 from .official import tell_task
 
-# The published heads by their last width; the stem's strides are told by them.
+# Halvings in the stem of the published classifiers, by the last width of their heads.
 _DOWNSAMPLE_TIMES = {1680: 0, 2048: 2}
 
 
@@ -25,13 +26,13 @@ class OfficialModel:
         task (str): ``'classification'`` or ``'segmentation'``.
         channels (tuple[int]): Channels of each branch.
         num_blocks (tuple[int]): Residual blocks of each branch.
-        num_big_kernels (tuple[int]): 5x5 convolutions in a block of each branch.
+        num_big_kernels (tuple[int]): 5x5 convolutions per residual block of each
+            branch.
         expansion (int): Expansion of the residual blocks.
         post_norm_affine (bool): Affine parameters in the norm after the fusion.
-        downsample_times (int, optional): Halvings in the stem; None if that cannot be
-            told.
+        downsample_times (int, optional): Halvings in the stem, None if nothing tells.
         num_classes (int): Number of classes.
-        head_channels (tuple[int]): Inner widths of the classification head; empty for a
+        head_channels (tuple[int]): Inner widths of the classification head. Empty for a
             segmentor.
         out_channels (int): Channels in front of the last layer.
         num_parameters (int): Number of parameters in the file.
@@ -53,35 +54,30 @@ class OfficialModel:
     def arch(self) -> Union[str, dict]:
         """``arch`` of the backbone: a name if it has one, else a dict.
 
-        Groups of the norms are not told by shapes; the official models all have eight,
-        which is the backbone's default. The same holds for a stem that is not told.
+        Shapes do not tell the groups of the norms. The official models all have eight,
+        which is the default of the cell. A stem that nothing tells is taken to be that
+        of the default.
         """
-        defaults = MDEQ.arch_defaults
-        ones, zeros = (1,) * len(self.channels), (0,) * len(self.channels)
-        told = dict(
-            num_blocks=None if self.num_blocks == ones else self.num_blocks,
-            num_big_kernels=(
-                None if self.num_big_kernels == zeros else self.num_big_kernels
-            ),
+        told: dict[str, Any] = dict(
+            channels=self.channels,
+            num_blocks=self.num_blocks,
+            num_big_kernels=self.num_big_kernels,
             expansion=self.expansion,
             post_norm_affine=self.post_norm_affine,
-            downsample_times=(
-                defaults['downsample_times']
-                if self.downsample_times is None
-                else self.downsample_times
-            ),
         )
-        arch = dict(channels=self.channels, **{**defaults, **told})
+        if self.downsample_times is not None:
+            told['downsample_times'] = self.downsample_times
         for name, settings in MDEQ.arch_settings.items():
-            if {**defaults, **settings} == arch:
+            if _complete(settings) == _complete(told):
                 return name
-        changed = {key: value for key, value in told.items() if value != defaults[key]}
+        plain = _complete(dict(channels=self.channels))
+        changed = {key: value for key, value in told.items() if value != plain[key]}
         return dict(channels=self.channels, **changed)
 
     def model_config(self) -> dict:
-        """Returns the ``model`` of a config that holds the weights.
+        """Returns the ``model`` of a config whose model takes the weights.
 
-        Solvers are the backbone's defaults; they are no part of a checkpoint.
+        Solvers are the defaults of the backbone, because no checkpoint tells them.
         """
         backbone = dict(type='MDEQ', arch=self.arch)
         if self.task == 'segmentation':
@@ -125,13 +121,27 @@ class OfficialModel:
         )
 
 
+def _complete(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds to an architecture what the backbone takes for the keys it leaves out."""
+    parameters = signature(MultiscaleCell).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    n_branches = len(arch['channels'])
+    defaults.update(
+        num_blocks=(1,) * n_branches,
+        num_big_kernels=(0,) * n_branches,
+        downsample_times=MDEQ.default_downsample_times,
+    )
+    return {**defaults, **arch}
+
+
 def describe_official_state_dict(state_dict: Mapping[str, Tensor]) -> OfficialModel:
     """Tells an official model by the shapes of its tensors.
 
-    Every width stands in several tensors, and what most of them say counts: one tensor
-    that is missing or misshapen does not change the description. The strides of a stem
-    of two convolutions have no trace in the weights. None are strided if there is no
-    ``stage0``; else the published heads tell, and segmentors all halve twice.
+    Every width stands in several tensors, and what most of them say counts. So one
+    tensor that is missing or misshapen does not change the description. The strides of
+    a stem of two convolutions have no trace in the weights. If there is no ``stage0``,
+    nothing is strided. Otherwise the heads of the published classifiers tell, and
+    segmentors all halve twice.
 
     Args:
         state_dict (Mapping[str, Tensor]): Official state dict, without prefixes.
@@ -223,7 +233,7 @@ def _downsample_times(
 
 
 def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest index that a pattern finds, 0 for none."""
+    """Returns one more than the largest index that a pattern finds, 0 for none."""
     matches = (re.match(pattern, key) for key in state_dict)
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
@@ -233,13 +243,13 @@ class _Shapes:
         self.state_dict = state_dict
 
     def size(self, key: str, dim: int) -> Optional[int]:
-        """Size of a dimension, None where there is none."""
+        """Returns the size of a dimension, None where there is none."""
         if key not in self.state_dict or self.state_dict[key].dim() <= dim:
             return None
         return self.state_dict[key].shape[dim]
 
     def common(self, *places: tuple[str, int]) -> int:
-        """The size that most of some dimensions have."""
+        """Returns the size that most of some dimensions have."""
         sizes = [self.size(*place) for place in places]
         found = Counter(size for size in sizes if size)
         if not found:

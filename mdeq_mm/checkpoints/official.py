@@ -1,4 +1,4 @@
-"""State dicts of the official releases, in this project's names."""
+"""Translation of official state dicts to the names of this project."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Optional
 
 from torch import Tensor, nn
 
+from ..deq.checks import check_choice
+
 TASKS = ('classification', 'segmentation')
 # Official keys and the names they have here. Each * stands for one part of a name, or
-# the rest of one, and for the same on both sides.
+# for the rest of a part. The n-th * of a key and the n-th * of its name are the same.
 _CELL = 'backbone.equilibrium.cell'
 _NORMALISED = (
     ('weight_g', 'parametrizations.weight.original0'),
     ('weight_v', 'parametrizations.weight.original1'),
 )
 _BACKBONE_NAMES = [
-    # Convolution, norm and activation of each step of the stem stand in one flat
-    # sequence; no stem has as many steps.
+    # The official stem is one flat sequence: convolution, norm and activation of each
+    # step. No stem has 16 steps.
     *(
         (f'downsample.{3 * step + index}.*', f'backbone.stem.{step}.{layer}.*')
         for step in range(16)
@@ -65,7 +67,8 @@ _NAMES = {
     ],
 }
 _HEADS = {'classification': 'classifier.', 'segmentation': 'last_layer.'}
-# The stock segmentation head has no bias in this convolution; a norm follows it.
+# The stock segmentation head has no bias in this convolution. A norm follows, so that
+# the bias can become a shift of the running mean.
 _FOLDED_BIAS = 'last_layer.0.bias'
 _FOLDED_INTO = 'decode_head.convs.0.bn.running_mean'
 
@@ -123,19 +126,21 @@ def convert_official_state_dict(
         ValueError: If the task is unknown or not the one of the state dict, or keys are
             not official ones; the message names them.
     """
-    if task not in (None, *TASKS):
-        raise ValueError(f'task must be one of {TASKS}, got {task!r}')
+    if task is not None:
+        check_choice('task', task, TASKS)
     told = tell_task(state_dict)
     if task not in (None, told):
         raise ValueError(f'task={task!r}, but the keys are those of {told}')
-    names = {key: _translate(key, _NAMES[told]) for key in state_dict}
-    unknown = [key for key, name in names.items() if name is None]
+    converted: dict[str, Tensor] = {}
+    unknown = []
+    for key, tensor in state_dict.items():
+        name = _translate(key, _NAMES[told])
+        if name is None:
+            unknown.append(key)
+        elif key != _FOLDED_BIAS:
+            converted[name] = tensor
     if unknown:
         raise ValueError(f'not keys of an official {told} model: {unknown}')
-
-    converted = {
-        names[key]: tensor for key, tensor in state_dict.items() if key != _FOLDED_BIAS
-    }
     if _FOLDED_BIAS in state_dict:
         mean = converted[_FOLDED_INTO]
         converted[_FOLDED_INTO] = mean - state_dict[_FOLDED_BIAS]
@@ -145,15 +150,15 @@ def convert_official_state_dict(
 def check_official_state_dict(
     state_dict: Mapping[str, Tensor], model: nn.Module
 ) -> None:
-    """Makes sure that a model holds an official state dict, key by key.
+    """Checks key by key that an official state dict fits a model.
 
     Args:
         state_dict (Mapping[str, Tensor]): Official state dict, without prefixes.
-        model (nn.Module): Whole model of a toolbox; may be on the meta device.
+        model (nn.Module): Whole model of a toolbox. It may be on the meta device.
 
     Raises:
         ValueError: If keys are missing or too many, or tensors have other shapes. The
-            message names all of them; by their official names, where they have one.
+            message names all of them, by their official names if they have one.
     """
     task = tell_task(state_dict)
     expected = {}

@@ -1,4 +1,4 @@
-"""Reads the files of the official releases without running anything in them."""
+"""Reading of the files of the official releases, which runs nothing in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 # DataParallel, and the wrapper that holds segmentor and loss.
 _WRAPPERS = re.compile(r'((module|model)\.)+')
 _LOSS = 'loss.'
-# What the release of 2020 saves again; each is dropped with the dot after it.
+# Copies of the cell that the release of 2020 saves, too.
 _SAME = 'deq.func.'
 _COPIES = ('fullstage_copy.', _SAME, 'deq.func_copy.')
 _SHOWN = 5
@@ -35,8 +35,8 @@ class OfficialCheckpoint:
         sha256 (str): Digest of the file.
         release (str): ``'2020'`` if the copies of the cell were in the file that only
             this release saves, else ``'2021'``.
-        dropped (dict[str, int]): Number of keys that are no part of the network, for
-            each of their prefixes.
+        dropped (dict[str, int]): Number of keys that are no part of the network, per
+            prefix.
     """
 
     state_dict: dict[str, Tensor]
@@ -48,9 +48,9 @@ class OfficialCheckpoint:
 def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
     """Reads an official checkpoint in any form that was published.
 
-    That is a state dict or a training checkpoint, of a classifier or of the wrapper of
-    segmentor and loss, with or without DataParallel, of the releases of 2020 and 2021,
-    in both file formats of ``torch.save``.
+    The file holds a state dict or a training checkpoint, in one of the two formats of
+    ``torch.save``. The model is a classifier, or the wrapper of segmentor and loss,
+    with or without DataParallel. Both releases, of 2020 and 2021, are read.
 
     Args:
         path (str or Path): The file.
@@ -86,8 +86,8 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
 
 def _load(path: Path) -> Any:
     """Loads a file with ``weights_only=True``."""
-    # Before 2.6 torch runs these two kinds of archives whatever weights_only says. The
-    # name of a record stands in an archive as it is.
+    # Before 2.6 torch runs the code in these two kinds of archives whatever
+    # weights_only says. The name of a record stands in an archive uncompressed.
     if tarfile.is_tarfile(path) or _contains(path, b'constants.pkl'):
         raise ValueError(
             f'{path} is refused and nothing in it was run: it is a tar or a '
@@ -97,7 +97,7 @@ def _load(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # what is no checkpoint raises anything
+    except Exception as error:  # any, because the file can be anything
         refused = re.search(r'(?:GLOBAL|class) ([\w.]+\.\w+)', str(error))
         if refused:
             raise ValueError(
@@ -111,7 +111,7 @@ def _load(path: Path) -> Any:
 
 
 def _contains(path: Path, text: bytes) -> bool:
-    if path.stat().st_size == 0:  # cannot be mapped
+    if path.stat().st_size == 0:  # mmap refuses an empty file
         return False
     with path.open('rb') as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -166,7 +166,8 @@ def _unwrap(
             f'{path} contradicts itself: not the same as the tensors of fullstage are '
             f'{_shorten(contradicting)}'
         )
-    state_dict, dropped = {}, Counter()
+    state_dict: dict[str, Tensor] = {}
+    dropped: Counter[str] = Counter()
     for name, tensor in plain.items():
         prefix = next((p for p in (_LOSS, *_COPIES) if name.startswith(p)), None)
         if prefix is None:

@@ -1,17 +1,28 @@
-from .gradients import (
-    EquilibriumGradient,
-    ImplicitGradient,
-    PhantomGradient,
-    UnrolledGradient,
+"""Deep equilibrium layers: cells, solvers, gradients and initial guesses."""
+
+from .cell import Cell, FreezablePart, Frozen, current_frozen
+from .forward_pass import EquilibriumOutput, ForwardPass
+from .gradients import EquilibriumGradient, ImplicitGradient, PhantomGradient
+from .initial_guesses import (
+    AdjointGuess,
+    GradientGuess,
+    InitialGuess,
+    InverseJacobianGuess,
+    LearnedGuess,
+    PreviousGuess,
+    ZeroGuess,
 )
-from .initial_guess import InitialGuess, PreviousGuess, ZeroGuess
 from .jacobian import spectral_radius, squared_frobenius_norm
-from .layer import EquilibriumLayer, Solve
+from .layer import EquilibriumLayer, equilibrium_layers
+from .modes import Equilibrium, Mode, Unrolled
+from .parts import VariationalDropout, freezable_weight_norm
 from .solvers import (
     AndersonSolver,
     BroydenSolver,
+    FixedPointFunction,
     FixedPointSolver,
     LowRankInverse,
+    MethodState,
     PicardSolver,
     Solution,
     SolveStatus,
@@ -19,23 +30,39 @@ from .solvers import (
 from .state import StateLayout
 
 __all__ = [
+    'AdjointGuess',
     'AndersonSolver',
     'BroydenSolver',
+    'Cell',
+    'Equilibrium',
     'EquilibriumGradient',
     'EquilibriumLayer',
+    'EquilibriumOutput',
+    'FixedPointFunction',
     'FixedPointSolver',
+    'ForwardPass',
+    'FreezablePart',
+    'Frozen',
+    'GradientGuess',
     'ImplicitGradient',
     'InitialGuess',
+    'InverseJacobianGuess',
+    'LearnedGuess',
     'LowRankInverse',
+    'MethodState',
+    'Mode',
     'PhantomGradient',
     'PicardSolver',
     'PreviousGuess',
     'Solution',
-    'Solve',
     'SolveStatus',
     'StateLayout',
-    'UnrolledGradient',
+    'Unrolled',
+    'VariationalDropout',
     'ZeroGuess',
+    'current_frozen',
+    'equilibrium_layers',
+    'freezable_weight_norm',
     'spectral_radius',
     'squared_frobenius_norm',
 ]

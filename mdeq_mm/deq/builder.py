@@ -1,17 +1,24 @@
-"""Building of solvers and gradients from config dicts."""
+"""Building of solvers, gradients, guesses and cells from config dicts."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TypeVar, Union
+from collections.abc import Mapping
+from typing import Any, Optional, TypeVar, Union
 
-from mmengine.registry import TASK_UTILS
+from mmengine.registry import TASK_UTILS, Registry
 
 T = TypeVar('T')
 
 
-def build(cfg: Union[dict, T], base: type[T], argument: str) -> T:
-    """Builds an object registered in mmengine's root ``TASK_UTILS``.
+def build(
+    cfg: Union[dict, T],
+    base: type[T],
+    argument: str,
+    registry: Registry = TASK_UTILS,
+    defaults: Optional[Mapping[str, Any]] = None,
+) -> T:
+    """Builds an object registered in one of mmengine's root registries.
 
     ``Registry.build`` is not used because it looks the type up in the registry of the
     default scope first, and warns where that toolbox has none.
@@ -21,6 +28,9 @@ def build(cfg: Union[dict, T], base: type[T], argument: str) -> T:
             already.
         base (type): What the result must be an instance of.
         argument (str): Name of the argument the config was given for; errors name it.
+        registry (Registry): Where the type is registered. Defaults to ``TASK_UTILS``.
+        defaults (Mapping, optional): Arguments that the class gets if it takes them and
+            the config does not name them. Defaults to None.
 
     Raises:
         TypeError: If ``cfg`` is neither a config nor a ``base``, or has unknown keys.
@@ -35,11 +45,11 @@ def build(cfg: Union[dict, T], base: type[T], argument: str) -> T:
         )
     kwargs = dict(cfg)
     kind = kwargs.pop('type')
-    cls = TASK_UTILS.get(kind) if isinstance(kind, str) else kind
+    cls = registry.get(kind) if isinstance(kind, str) else kind
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         allowed = sorted(
             name
-            for name, registered in TASK_UTILS.module_dict.items()
+            for name, registered in registry.module_dict.items()
             if inspect.isclass(registered) and issubclass(registered, base)
         )
         raise ValueError(
@@ -53,4 +63,7 @@ def build(cfg: Union[dict, T], base: type[T], argument: str) -> T:
             f'{argument}: {cls.__name__} has no argument {", ".join(unknown)}, '
             f'allowed are {", ".join(parameters)}'
         )
+    for name, value in (defaults or {}).items():
+        if name in parameters:
+            kwargs.setdefault(name, value)
     return cls(**kwargs)

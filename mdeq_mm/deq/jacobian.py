@@ -25,7 +25,7 @@ def squared_frobenius_norm(
             False.
 
     Returns:
-        Tensor: One estimate a sample, ``(B,)``.
+        Tensor: One estimate per sample, ``(B,)``.
     """
     estimates = []
     for _ in range(num_vectors):
@@ -55,7 +55,7 @@ def spectral_radius(
         num_power_iters (int): Power iterations, not negative. Defaults to 100.
         krylov_dim (int): Dimension of the Krylov space, at least 1. Each power
             iteration and each dimension costs one vector-Jacobian product, and the
-            space holds ``krylov_dim`` states a sample. Defaults to 40.
+            space holds ``krylov_dim`` states per sample. Defaults to 40.
 
     Returns:
         Tensor: ``(B,)``; NaN where the Jacobian is not finite.

@@ -1,80 +1,62 @@
-"""The equilibrium layer: where cell, solver and gradient meet."""
+"""The equilibrium layer: where cell, mode and initial guess meet."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Callable, Optional, Union
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .autocast import capture_autocast
 from .builder import build
-from .compiled import CellCompiler
-from .gradients import EquilibriumGradient, UnrolledGradient
-from .initial_guess import InitialGuess, zero_state
-from .solvers import FixedPointSolver, Solution
-from .solvers.base import FixedPointFunction
+from .cell import Cell, Frozen
+from .compile import CellCompiler
+from .forward_pass import EquilibriumOutput, ForwardPass
+from .gradients import EquilibriumGradient
+from .initial_guesses import InitialGuess
+from .local import LocalStack
+from .modes import Equilibrium, Mode, Unrolled
+from .solvers import FixedPointFunction, FixedPointSolver
 from .state import StateLayout
 
-
-@dataclass
-class Solve:
-    """One forward pass of an :class:`EquilibriumLayer`, as its solve hooks see it.
-
-    Attributes:
-        f (Callable): The function, which may be evaluated further while the hook runs.
-        layout (StateLayout): Packs and unpacks its states.
-        state (Tensor): The state the layer returns, ``(B, N)``.
-        solution (Solution, optional): The solution; None where nothing was solved for.
-        guess (Tensor): The initial guess, ``(B, N)``, with a graph to its own
-            parameters if it has some. In the shallow mode nothing starts from it.
-    """
-
-    f: FixedPointFunction
-    layout: StateLayout
-    state: Tensor
-    solution: Optional[Solution]
-    guess: Tensor
-
-    def linearize(self) -> tuple[Tensor, Tensor]:
-        """Returns ``z`` and ``f(z)`` at the result, ``(B, N)``, with a graph between.
-
-        ``z`` is a leaf, so what is computed from the Jacobian is differentiated at a
-        fixed state. The evaluation the implicit gradient has made is used if there is
-        one; otherwise ``f`` is evaluated once more.
-        """
-        if self.solution is not None and self.solution.linearization is not None:
-            return self.solution.linearization
-        with torch.enable_grad():
-            z = self.state.detach().requires_grad_()
-            return z, self.f(z)
+PassHook = Callable[['EquilibriumLayer', ForwardPass], Any]
 
 
-SolveHook = Callable[['EquilibriumLayer', Solve], Any]
+@dataclass(eq=False)
+class _Override:
+    """What :meth:`EquilibriumLayer.using` replaces; None leaves a setting alone."""
+
+    layer: EquilibriumLayer
+    solver: Optional[FixedPointSolver]
+    gradient: Optional[EquilibriumGradient]
+    mode: Optional[Mode]
+    keep: Optional[Collection[int]]
+    initial_guess: Optional[InitialGuess]
+
+
+_OVERRIDES: LocalStack[_Override] = LocalStack()
 
 
 class EquilibriumLayer(nn.Module):
     """Returns the joint equilibrium ``z = f(z; x)`` of several feature maps.
 
-    Where gradients are wanted, the state comes from the gradient object (for the
-    implicit gradient that is one more application of ``f``); elsewhere it is the
-    solver's own.
+    To observe its forward passes, use :meth:`register_pass_hook`. To change its
+    settings for a while, use :meth:`using`.
 
-    To observe the solves, register an ordinary forward hook on this module: its output
-    holds the :class:`Solution`, and ``solution.adjoint`` that of the adjoint system
-    once backward has run. To evaluate ``f`` further, as extra losses do, use
-    :meth:`register_solve_hook`.
+    The mode is part of the state dict, in its metadata: a model that was saved in the
+    unrolled mode is in the unrolled mode wherever it is loaded. A state dict without
+    that metadata leaves the mode as it is.
 
     Args:
-        cell (nn.Module): ``f``, called as ``cell(states, injections) -> states`` with
-            tuples of feature maps ``(B, ...)``. ``cell.freeze(injections)`` returns a
-            context that keeps fixed what must not change during one solve.
+        cell (Cell): ``f``.
         solver (FixedPointSolver or dict): Solver of the forward pass.
         gradient (EquilibriumGradient or dict): How to differentiate.
-        num_layers (int): Applications of ``f`` in the shallow mode. Defaults to 5.
+        num_layers (int): Applications of ``f`` in the unrolled mode. Defaults to 5.
         initial_guess (InitialGuess or dict): Where the solve starts. Defaults to
             ``dict(type='ZeroGuess')``.
         compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
@@ -83,15 +65,31 @@ class EquilibriumLayer(nn.Module):
             not compiled.
 
     Attributes:
-        shallow (bool): Whether ``f`` is unrolled ``num_layers`` times from zero, in
-            training and inference alike, instead of solved. Defaults to False.
-        keep (Collection[int]): Numbers of the evaluations whose iterates stay in the
-            solution while training. Defaults to ().
+        configured (Equilibrium): Solver and gradient as they were given.
+        unrolled (Unrolled): The unrolled mode of ``num_layers`` applications.
+
+    Raises:
+        TypeError: If ``cell`` is no :class:`Cell`.
+
+    Examples:
+        >>> import torch
+        >>> from mdeq_mm.deq import Cell, EquilibriumLayer, PhantomGradient
+        >>> from mdeq_mm.deq import PicardSolver
+        >>> class Half(Cell):
+        ...     def forward(self, states, injections):
+        ...         return (0.5 * states[0] + injections[0],)
+        >>> layer = EquilibriumLayer(Half(), PicardSolver(), PhantomGradient())
+        >>> features, forward_pass = layer((torch.ones(1, 3),))
+        >>> forward_pass.solution.converged
+        tensor([True])
+        >>> with layer.using(solver=PicardSolver(max_evals=2)):
+        ...     int(layer((torch.ones(1, 3),)).forward_pass.solution.n_evals)
+        2
     """
 
     def __init__(
         self,
-        cell: nn.Module,
+        cell: Cell,
         solver: Union[FixedPointSolver, dict],
         gradient: Union[EquilibriumGradient, dict],
         num_layers: int = 5,
@@ -99,109 +97,199 @@ class EquilibriumLayer(nn.Module):
         compile_cell: Optional[dict] = None,
     ) -> None:
         super().__init__()
+        if not isinstance(cell, Cell):
+            raise TypeError(f'cell must be a Cell, got {type(cell).__name__}')
         self.cell = cell
         self.compiler = None if compile_cell is None else CellCompiler(compile_cell)
-        self.solver = build(solver, FixedPointSolver, 'forward_solver')
-        self.gradient = build(gradient, EquilibriumGradient, 'gradient')
-        self.shallow_gradient = UnrolledGradient(num_layers)
+        self.configured = Equilibrium(
+            build(solver, FixedPointSolver, 'forward_solver'),
+            build(gradient, EquilibriumGradient, 'gradient'),
+        )
+        self.unrolled = Unrolled(num_layers)
         self.initial_guess = build(initial_guess, InitialGuess, 'initial_guess')
-        self.shallow = False
-        self.keep: Collection[int] = ()
-        self._solve_hooks: OrderedDict[int, SolveHook] = OrderedDict()
+        self._mode: Mode = self.configured
+        self._pass_hooks: OrderedDict[int, PassHook] = OrderedDict()
+        self._register_state_dict_hook(_note_mode)
 
-    def register_solve_hook(self, hook: SolveHook) -> RemovableHandle:
+    @property
+    def mode(self) -> Mode:
+        """What the calling thread gets: the mode, with the overrides of :meth:`using`.
+
+        Setting it sets the mode for good and for every thread.
+        """
+        mode = self._mode
+        for override in self._overrides():
+            mode = override.mode or mode
+            if isinstance(mode, Equilibrium):
+                mode = replace(
+                    mode,
+                    solver=override.solver or mode.solver,
+                    gradient=override.gradient or mode.gradient,
+                )
+        return mode
+
+    @mode.setter
+    def mode(self, mode: Mode) -> None:
+        if not isinstance(mode, Mode):
+            raise TypeError(f'mode must be a Mode, got {mode!r}')
+        self._mode = mode
+
+    @property
+    def trains(self) -> bool:
+        """Whether the layer is in training mode and has a parameter to train."""
+        return self.training and any(p.requires_grad for p in self.parameters())
+
+    @contextmanager
+    def using(
+        self,
+        *,
+        solver: Optional[Union[FixedPointSolver, dict]] = None,
+        gradient: Optional[Union[EquilibriumGradient, dict]] = None,
+        mode: Optional[Mode] = None,
+        keep: Optional[Collection[int]] = None,
+        initial_guess: Optional[Union[InitialGuess, dict]] = None,
+    ) -> Iterator[None]:
+        """Overrides settings in the calling thread while the context lasts.
+
+        What is None stays. Of two contexts that are active at once, the one that began
+        last counts. Solver and gradient have no effect in the unrolled mode.
+
+        Args:
+            solver (FixedPointSolver or dict, optional): Solver of the forward pass.
+            gradient (EquilibriumGradient or dict, optional): How to differentiate.
+            mode (Mode, optional): What to do.
+            keep (Collection[int], optional): Numbers of the evaluations, counted from
+                1, whose iterates stay in the solution while training.
+            initial_guess (InitialGuess or dict, optional): Where the solve starts.
+        """
+        if solver is not None:
+            solver = build(solver, FixedPointSolver, 'solver')
+        if gradient is not None:
+            gradient = build(gradient, EquilibriumGradient, 'gradient')
+        if initial_guess is not None:
+            initial_guess = build(initial_guess, InitialGuess, 'initial_guess')
+        override = _Override(self, solver, gradient, mode, keep, initial_guess)
+        with _OVERRIDES.pushed(override):
+            yield
+
+    def register_pass_hook(self, hook: PassHook) -> RemovableHandle:
         """Registers a function to be called at the end of every forward pass.
 
-        It is called as ``hook(layer, solve)`` while dropout masks and normalised
-        weights are still those of the solve, with a :class:`Solve`.
-
         Args:
-            hook (Callable): The function; its result is not used.
+            hook (Callable): Called as ``hook(layer, forward_pass)`` with the
+                :class:`ForwardPass`. Its result is not used.
 
         Returns:
-            RemovableHandle: Its ``remove()`` takes the hook away again.
+            RemovableHandle: A handle whose ``remove()`` takes the hook away. It is a
+            context manager, too.
         """
-        handle = RemovableHandle(self._solve_hooks)
-        self._solve_hooks[handle.id] = hook
+        handle = RemovableHandle(self._pass_hooks)
+        self._pass_hooks[handle.id] = hook
         return handle
 
-    def forward(
-        self, injections: Sequence[Tensor]
-    ) -> tuple[tuple[Tensor, ...], Optional[Solution]]:
-        """Solves for the equilibrium of the given injections.
+    def forward(self, injections: Sequence[Tensor]) -> EquilibriumOutput:
+        """Finds the equilibrium for the given injections.
 
         Args:
-            injections (Sequence[Tensor]): One ``(B, *shape_i)`` for each feature map,
-                of the shape of that map.
+            injections (Sequence[Tensor]): One ``(B, *shape_i)`` per feature map, of the
+                shape of that map.
 
         Returns:
-            tuple: The feature maps ``(B, *shape_i)``, in float32 or float64, and the
-            solution; None instead where nothing was solved for.
+            EquilibriumOutput: The feature maps ``(B, *shape_i)``, in float32 or
+            float64, and the record of the pass.
         """
         layout = StateLayout.of(injections)
         dtype = torch.promote_types(injections[0].dtype, torch.float32)
-        guess = self.initial_guess(injections, layout, dtype)
-        # Only a loss of its own trains the guess.
-        z0 = zero_state(injections, layout, dtype) if self.shallow else guess.detach()
+        initial_guess = self.initial_guess
+        keep: Collection[int] = ()
+        for override in self._overrides():
+            if override.initial_guess is not None:
+                initial_guess = override.initial_guess
+            if override.keep is not None:
+                keep = override.keep
+        guess = initial_guess(injections, layout, dtype)
 
-        def function_of(injections: Sequence[Tensor]) -> FixedPointFunction:
-            def f(state: Tensor) -> Tensor:
-                features = self._evaluate(layout.unpack(state), injections)
-                return layout.pack(features).to(state.dtype)
-
-            return f
+        frozen = self.cell.freeze(injections)
+        autocast = capture_autocast(injections[0].device.type)
 
         def restrict(rows: Tensor) -> FixedPointFunction:
-            return function_of([_select(injection, rows) for injection in injections])
+            selected = [_select(injection, rows) for injection in injections]
+            return self._function(selected, layout, frozen.select(rows), autocast)
 
-        f = function_of(injections)
-        with self.cell.freeze(injections):
-            differentiate = torch.is_grad_enabled() and any(
-                tensor.requires_grad for tensor in (*self.parameters(), *injections)
-            )
-            state, solution = self._equilibrium(f, z0, differentiate, restrict)
-            if solution is not None:
-                self.initial_guess.update(solution.state, layout)
-            solve = Solve(f, layout, state, solution, guess)
-            for hook in self._solve_hooks.values():
-                hook(self, solve)
-        return layout.unpack(state), solution
+        f = self._function(injections, layout, frozen, autocast)
+        forward_pass = ForwardPass(f, layout, guess, self.mode, state=guess)
+        differentiate = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (*self.parameters(), *injections)
+        )
+        # Samples leave the batch only where nobody asks for more than the result.
+        whole = self.training or differentiate
+        forward_pass.state = forward_pass.mode.run(
+            forward_pass,
+            differentiate,
+            keep=keep if self.training else (),
+            restrict=None if whole else restrict,
+        )
+        if forward_pass.solution is not None:
+            initial_guess.update(forward_pass.solution.state, layout)
+        for hook in tuple(self._pass_hooks.values()):
+            hook(self, forward_pass)
+        return EquilibriumOutput(layout.unpack(forward_pass.state), forward_pass)
+
+    def _overrides(self) -> list[_Override]:
+        return [item for item in _OVERRIDES.items if item.layer is self]
+
+    def _function(
+        self,
+        injections: Sequence[Tensor],
+        layout: StateLayout,
+        frozen: Frozen,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> FixedPointFunction:
+        """Returns ``f`` as a function of states alone."""
+
+        def f(state: Tensor) -> Tensor:
+            with autocast(), frozen:
+                features = self._evaluate(layout.unpack(state), injections)
+            return layout.pack(features).to(state.dtype)
+
+        return f
 
     def _evaluate(
         self, states: Sequence[Tensor], injections: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        # What is compiled cannot be differentiated twice, and each product through it
+        # A compiled cell cannot be differentiated twice, and each product through it
         # would compute the gradients of the weights as well.
         if self.compiler is None or torch.is_grad_enabled():
             return self.cell(states, injections)
         return self.compiler(self.cell, states, injections)
 
-    def _equilibrium(
-        self,
-        f: FixedPointFunction,
-        z0: Tensor,
-        differentiate: bool,
-        restrict: Callable[[Tensor], FixedPointFunction],
-    ) -> tuple[Tensor, Optional[Solution]]:
-        if self.shallow:
-            return self.shallow_gradient.attach(f, Solution.initial(z0)), None
-        if differentiate and not self.gradient.starts_at_equilibrium:
-            return self.gradient.attach(f, Solution.initial(z0)), None
-        if self.training or differentiate:
-            solution = self.solver.solve(f, z0, keep=self.keep if self.training else ())
-        else:
-            # Dropout masks, which belong to the whole batch, are not there.
-            solution = self.solver.solve(f, z0, restrict=restrict)
-        if differentiate:
-            # Casts of parameters that autocast cached in the solve have no graph.
-            torch.clear_autocast_cache()
-            state = self.gradient.attach(f, solution)
-        else:
-            state = solution.state
-        # The solver's history must not outlive the forward pass, unless the gradient
-        # holds on to it.
-        solution.inverse_jacobian = None
-        return state, solution
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        unrolled = local_metadata.get('unrolled')
+        if unrolled is True:
+            self._mode = self.unrolled
+        elif unrolled is False and isinstance(self._mode, Unrolled):
+            self._mode = self.configured
+
+
+def equilibrium_layers(model: nn.Module) -> list[EquilibriumLayer]:
+    """Returns the equilibrium layers of a model, in the order of its modules."""
+    return [
+        module for module in model.modules() if isinstance(module, EquilibriumLayer)
+    ]
+
+
+def _note_mode(
+    layer: EquilibriumLayer, state_dict: dict, prefix: str, local_metadata: dict
+) -> None:
+    """Writes the mode into the metadata of a state dict.
+
+    It is a state dict hook, because mmengine collects state dicts by a function of its
+    own that calls nothing but the hooks.
+    """
+    local_metadata['unrolled'] = isinstance(layer._mode, Unrolled)  # noqa: SLF001
 
 
 def _select(injection: Tensor, rows: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Optional
 
 import torch
@@ -11,18 +12,17 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
 
-from ..deq import EquilibriumLayer, spectral_radius
-from ..deq.layer import Solve
+from ..deq import Equilibrium, EquilibriumLayer, ForwardPass, spectral_radius
+from ..deq.checks import check_int, check_number
 
 
 class EquilibriumMetric(BaseMetric):
-    """Base of the metrics that measure every solve of a validation or test.
+    """Base of the metrics that measure the forward passes of a validation or test.
 
-    They stand in ``val_evaluator`` next to the metrics of the predictions and need
-    :class:`ImplicitGradientHook` among the ``custom_hooks``, which shows them the
-    model. Where one image takes several solves, as in sliding windows, its value is the
-    mean over them. Images for which nothing is solved, in the shallow mode, count only
-    where a metric says so.
+    They stand in ``val_evaluator`` next to the metrics of the predictions.
+    :class:`ImplicitGradientHook`, which must be among the hooks, shows them the model.
+    If one image takes several passes, as with sliding windows, its value is the mean
+    over them. Unrolled passes count only where a metric says so.
 
     Args:
         collect_device (str): Where processes exchange results, ``'cpu'`` or ``'gpu'``.
@@ -35,38 +35,54 @@ class EquilibriumMetric(BaseMetric):
         self, collect_device: str = 'cpu', prefix: Optional[str] = None
     ) -> None:
         super().__init__(collect_device, prefix)
-        self._observed = False
+        self._has_observed = False
         self._values: list[Tensor] = []
 
-    def observe(self, layers: Sequence[EquilibriumLayer]) -> None:
-        """Starts to measure the solves of these layers in evaluation mode."""
-        if self._observed:
-            return
-        self._observed = True
+    def reset(self) -> None:
+        """Forgets what a validation that was interrupted has left behind."""
+        self._values.clear()
+        self.results.clear()
 
-        def hook(layer: EquilibriumLayer, solve: Solve) -> None:
-            if not layer.training:
-                values = self.measure(layer, solve)
-                if values is not None:
-                    self._values.append(values)
+    @contextmanager
+    def observing(self, layers: Sequence[EquilibriumLayer]) -> Iterator[None]:
+        """Measures the passes of these layers while the context lasts.
 
-        for layer in layers:
-            layer.register_solve_hook(hook)
+        It takes in the images of one batch: values of an earlier batch that
+        :meth:`process` has not taken over are dropped.
+
+        Args:
+            layers (Sequence[EquilibriumLayer]): The layers. Those in training mode
+                are left out.
+        """
+        self._has_observed = True
+        self._values.clear()
+
+        def measure(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
+            values = None if layer.training else self.measure(layer, forward_pass)
+            if values is not None:
+                self._values.append(values)
+
+        with ExitStack() as handles:
+            for layer in layers:
+                handles.enter_context(layer.register_pass_hook(measure))
+            yield
 
     @abstractmethod
-    def measure(self, layer: EquilibriumLayer, solve: Solve) -> Optional[Tensor]:
+    def measure(
+        self, layer: EquilibriumLayer, forward_pass: ForwardPass
+    ) -> Optional[Tensor]:
         """Returns what is measured of each sample, ``(B, n)``, or None for nothing."""
 
     def process(self, data_batch: Any, data_samples: Sequence[Any]) -> None:
         """Takes over the values of one batch.
 
         Raises:
-            RuntimeError: If the model has not been shown.
+            RuntimeError: If the metric has never observed a layer.
         """
-        if not self._observed:
+        if not self._has_observed:
             raise RuntimeError(
                 f"{type(self).__name__} needs dict(type='ImplicitGradientHook') in "
-                'custom_hooks'
+                'default_hooks'
             )
         if self._values:
             values = torch.stack(self._values).mean(0)
@@ -79,11 +95,11 @@ class SpectralRadius(EquilibriumMetric):
     """Spectral radius of the Jacobian of the cell at the state of each image.
 
     Below 1 plain iteration converges to the equilibrium nearby. The names are
-    ``spectral_radius/mean`` and ``spectral_radius/max``. Shallow states count too.
+    ``spectral_radius/mean`` and ``spectral_radius/max``. Unrolled passes count too.
 
     Args:
         num_power_iters (int): See :func:`spectral_radius`. Defaults to 100.
-        krylov_dim (int): The same; every image costs the sum of the two in
+        krylov_dim (int): The same. Each image costs the sum of the two in
             vector-Jacobian products. Defaults to 40.
         **kwargs: See :class:`EquilibriumMetric`.
 
@@ -103,23 +119,19 @@ class SpectralRadius(EquilibriumMetric):
         self, num_power_iters: int = 100, krylov_dim: int = 40, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        for name, value, least in (
-            ('num_power_iters', num_power_iters, 0),
-            ('krylov_dim', krylov_dim, 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f'{name} must be an integer of at least {least}, got {value!r}'
-                )
+        check_int('num_power_iters', num_power_iters, 0)
+        check_int('krylov_dim', krylov_dim, 1)
         self.num_power_iters = num_power_iters
         self.krylov_dim = krylov_dim
 
-    def measure(self, layer: EquilibriumLayer, solve: Solve) -> Tensor:
-        z, fz = solve.linearize()
+    def measure(self, layer: EquilibriumLayer, forward_pass: ForwardPass) -> Tensor:
+        """Returns the spectral radius, ``(B, 1)``."""
+        z, fz = forward_pass.linearize()
         radius = spectral_radius(fz, z, self.num_power_iters, self.krylov_dim)
         return radius.unsqueeze(1)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """Returns mean and maximum over the images."""
         radii = torch.tensor(results)
         return dict(mean=radii.mean().item(), max=radii.max().item())
 
@@ -128,13 +140,17 @@ class SpectralRadius(EquilibriumMetric):
 class SolverStatistics(EquilibriumMetric):
     """How the solves of a validation or test converge.
 
-    The names, after the prefix ``solver/``: ``evals`` and ``residual``, means over the
-    images; ``converged``, the share of images within the solver's tolerance; for each
-    of ``tolerances`` as ``evals_to_0.01`` the mean evaluations until the residual was
-    that small, with the whole budget where it never was, and as ``reached_0.01`` the
-    share of images where it was; for each of ``curve_at`` as ``residual_at_5`` the
-    mean over the images of the smallest residual up to that evaluation. Nothing is
-    reported in the shallow mode.
+    The names, after the prefix ``solver/``, are
+
+    - ``evals`` and ``residual``: means over the images;
+    - ``converged``: share of the images within the solver's tolerance;
+    - ``evals_to_0.01`` for each of ``tolerances``: mean evaluations until the residual
+      was that small, with the whole budget where it never was;
+    - ``reached_0.01`` for each of ``tolerances``: share of the images where it was;
+    - ``residual_at_5`` for each of ``curve_at``: mean over the images of the smallest
+      residual up to that evaluation.
+
+    Nothing is reported in the unrolled mode.
 
     Args:
         tolerances (Sequence[float]): Residuals in the measure of the solver.
@@ -155,30 +171,32 @@ class SolverStatistics(EquilibriumMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not all(tolerance > 0 for tolerance in tolerances):
-            raise ValueError(f'tolerances must be positive, got {tuple(tolerances)}')
-        if not all(isinstance(n, int) and n >= 1 for n in curve_at):
-            raise ValueError(
-                f'curve_at must hold integers of at least 1, got {tuple(curve_at)}'
-            )
+        for tolerance in tolerances:
+            check_number('tolerances', tolerance, above=0)
+        for number in curve_at:
+            check_int('curve_at', number, 1)
         self.tolerances = tuple(tolerances)
         self.curve_at = tuple(curve_at)
 
-    def measure(self, layer: EquilibriumLayer, solve: Solve) -> Optional[Tensor]:
-        solution = solve.solution
-        if solution is None:
+    def measure(
+        self, layer: EquilibriumLayer, forward_pass: ForwardPass
+    ) -> Optional[Tensor]:
+        """Returns one column per name, ``(B, n)``, or None for an unrolled pass."""
+        solution, mode = forward_pass.solution, forward_pass.mode
+        if solution is None or not isinstance(mode, Equilibrium):
             return None
         best = solution.trace.cummin(0).values
         columns = [solution.n_evals, solution.residual, solution.converged]
         for tolerance in self.tolerances:
             above = (best > tolerance).sum(0)
             reached = above < len(best)
-            budget = torch.full_like(above, layer.solver.max_evals)
+            budget = torch.full_like(above, mode.solver.max_evals)
             columns += [torch.where(reached, above + 1, budget), reached]
         columns += [best[min(n, len(best)) - 1] for n in self.curve_at]
         return torch.stack([column.float() for column in columns], 1)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        """Returns the means over the images by name."""
         if not results:
             return dict()
         names = ['evals', 'residual', 'converged']

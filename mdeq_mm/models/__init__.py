@@ -1,3 +1,5 @@
+"""The part of the package that knows images, registered for OpenMMLab."""
+
 from .backbones import MDEQ
 from .cells import MultiscaleCell
 from .initial_guesses import ProjectedGuess

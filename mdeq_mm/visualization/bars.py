@@ -21,8 +21,8 @@ def plot_bars(
 
     Args:
         values (Mapping[str, Mapping[str, float]]): For each group the value of each
-            bar; bars of one name have one colour.
-        path (str or Path): File to write; its ending decides the format.
+            bar. Bars of the same name have the same colour.
+        path (str or Path): File to write. Its ending decides the format.
         label (str): Label of the axis of values.
         title (str): Title of the plot. Defaults to ''.
         reference (float): Value to mark with a line. Defaults to 1.0.

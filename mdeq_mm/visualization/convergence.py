@@ -10,6 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+LABELS = {
+    'abs': r'absolute residual $\|f(z)-z\|$',
+    'rel': r'relative residual $\|f(z)-z\|\,/\,\|f(z)\|$',
+}
+
 
 def plot_convergence(
     trace: Tensor,
@@ -17,21 +22,22 @@ def plot_convergence(
     title: str = '',
     tol: Optional[float] = None,
     max_evals: Optional[int] = None,
-    measure: str = r'relative residual $\|f(z)-z\|\,/\,\|f(z)\|$',
+    stop_mode: str = 'rel',
 ) -> None:
-    """Draws the residual against the evaluations of ``f``, one line a sample.
+    """Draws the residual against the evaluations of ``f``, one line per sample.
 
-    What counts is the best residual so far, since solvers return the best iterate; it
-    is drawn solid over the residuals themselves.
+    A solid line is the best residual so far, which counts because solvers return the
+    best iterate. The residuals themselves are drawn pale behind it.
 
     Args:
-        trace (Tensor): Residual of every evaluation, ``(n, B)``, as in
+        trace (Tensor): Residual at each evaluation, ``(n, B)``, as in
             :attr:`Solution.trace`.
-        path (str or Path): File to write; its ending decides the format.
+        path (str or Path): File to write. Its ending decides the format.
         title (str): Title of the plot. Defaults to ''.
         tol (float, optional): Tolerance to mark. Defaults to None.
         max_evals (int, optional): Budget to mark. Defaults to None.
-        measure (str): Label of the vertical axis. Defaults to the relative residual.
+        stop_mode (str): Measure of the residual, as that of the solver: ``'abs'`` or
+            ``'rel'``. Defaults to ``'rel'``.
     """
     residuals = trace.detach().cpu().numpy()
     best = np.minimum.accumulate(residuals, axis=0)
@@ -60,7 +66,7 @@ def plot_convergence(
         )
     axes.set_yscale('log')
     axes.set_xlabel('evaluations of $f$')
-    axes.set_ylabel(measure)
+    axes.set_ylabel(LABELS[stop_mode])
     axes.set_title(title)
     axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)

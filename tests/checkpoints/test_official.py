@@ -4,11 +4,15 @@ import mmpretrain.models
 import mmseg.models
 import pytest
 import torch
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.nn import functional as F
 
-from mdeq_mm.benchmark.problems import at_equilibrium, evaluations_to, residuals
+from mdeq_mm.benchmark.problems import (
+    equilibrium_problems,
+    evaluations_to,
+    residuals,
+)
 from mdeq_mm.benchmark.solvers import own_solvers, torchdeq_solvers
 from mdeq_mm.checkpoints import (
     check_official_state_dict,
@@ -45,7 +49,6 @@ def build_model(golden):
         gradient=dict(type='ImplicitGradient', solver=TIGHT),
     )
     if golden.task == 'classification':
-        init_default_scope('mmpretrain')
         cfg = dict(
             type='ImageClassifier',
             backbone=backbone,
@@ -65,9 +68,8 @@ def build_model(golden):
                 loss=dict(type='CrossEntropyLoss'),
             ),
         )
-        model = mmpretrain.models.build_classifier(cfg)
+        scope, build = 'mmpretrain', mmpretrain.models.build_classifier
     else:
-        init_default_scope('mmseg')
         width = sum(config['num_channels'])
         cfg = dict(
             type='EncoderDecoder',
@@ -88,8 +90,9 @@ def build_model(golden):
             ),
             test_cfg=dict(mode='whole'),
         )
-        model = mmseg.models.build_segmentor(cfg)
-    model = model.double().eval()
+        scope, build = 'mmseg', mmseg.models.build_segmentor
+    with DefaultScope.overwrite_default_scope(scope):
+        model = build(cfg).double().eval()
     converted = convert_official_state_dict(golden.state, golden.task)
     model.load_state_dict(converted, strict=True)
     return model
@@ -133,6 +136,19 @@ def branches(golden, prefix):
     return [golden.ref[f'{prefix}/{i}'] for i in range(golden.n_branches)]
 
 
+def forward_pass_of(model, function, *args):
+    """Calls a function that runs the model once. Returns the record of the pass."""
+    passes = []
+
+    def note(layer, forward_pass):
+        passes.append(forward_pass)
+
+    with model.backbone.equilibrium.register_pass_hook(note):
+        result = function(*args)
+    (forward_pass,) = passes
+    return forward_pass, result
+
+
 def assert_close(actual, expected, atol):
     """Compares with an absolute tolerance alone."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
@@ -152,12 +168,10 @@ def _restore(model):
     yield
     model.eval()
     model.zero_grad()
-    layer = model.backbone.equilibrium
-    layer.shallow = False
-    layer.solver = layer.gradient.solver
 
 
 class TestParity:
+    @pytest.mark.versions
     def test_one_application(self, golden, model):
         cell = model.backbone.equilibrium.cell
         states = [z.requires_grad_() for z in branches(golden, 'f_once/z')]
@@ -174,21 +188,24 @@ class TestParity:
         for actual, reference in zip(products, expected):
             assert relative_error(actual, reference) <= 1e-6
 
-    def test_jacobian(self, golden, model):
-        backbone = model.backbone
-        solves = []
-        handle = backbone.equilibrium.register_solve_hook(
-            lambda layer, solve: solves.append(solve.linearize())
-        )
+    def test_spectral_radius(self, golden, model):
         with torch.no_grad():
-            backbone(golden.ref['input/x'])
-        handle.remove()
-        z, fz = solves[0]
-
+            forward_pass, _ = forward_pass_of(
+                model, model.backbone, golden.ref['input/x']
+            )
+        z, fz = forward_pass.linearize()
         radius = spectral_radius(fz, z)
         expected = golden.ref['jac/spectral_radius']
         torch.testing.assert_close(radius, expected, rtol=1e-2, atol=0)
 
+    @pytest.mark.slow
+    def test_frobenius_norm(self, golden, model):
+        """Within three standard errors of 2000 draws."""
+        with torch.no_grad():
+            forward_pass, _ = forward_pass_of(
+                model, model.backbone, golden.ref['input/x']
+            )
+        z, fz = forward_pass.linearize()
         draws = torch.stack([squared_frobenius_norm(fz, z, 1) for _ in range(2000)])
         if 'jac/tr_JtJ' in golden.ref:
             exact = golden.ref['jac/tr_JtJ']
@@ -202,9 +219,11 @@ class TestParity:
         actual = backbone.injection(backbone.stem(golden.ref['input/x']))
         assert_close(actual, golden.ref['stem/injection0'], atol=1e-12)
 
-    def test_shallow(self, golden, model):
-        model.backbone.equilibrium.shallow = True
-        logits = logits_of(model, golden)
+    @pytest.mark.versions
+    def test_unrolled(self, golden, model):
+        layer = model.backbone.equilibrium
+        with layer.using(mode=layer.unrolled):
+            logits = logits_of(model, golden)
         assert_close(logits, golden.ref['shallow/logits'], atol=1e-11)
         loss = loss_of(logits, golden)
         assert_close(loss, golden.ref['shallow/loss'], atol=1e-11)
@@ -213,22 +232,24 @@ class TestParity:
 
     def test_equilibrium(self, golden, model):
         with torch.no_grad():
-            features = model.backbone(golden.ref['input/x'])
-            for actual, expected in zip(features, branches(golden, 'eq/z')):
-                assert_close(actual, expected, atol=1e-9)
-            logits = logits_of(model, golden)
+            forward_pass, logits = forward_pass_of(model, logits_of, model, golden)
+        features = forward_pass.layout.unpack(forward_pass.state)
+        for actual, expected in zip(features, branches(golden, 'eq/z')):
+            assert_close(actual, expected, atol=1e-9)
         assert_close(logits, golden.ref['eq/logits'], atol=1e-9)
         assert_close(loss_of(logits, golden), golden.ref['eq/loss'], atol=1e-9)
 
     def test_picard_finds_the_same_equilibrium(self, golden, model):
-        model.backbone.equilibrium.solver = PicardSolver(200, 1e-12)
-        with torch.no_grad():
+        layer = model.backbone.equilibrium
+        with torch.no_grad(), layer.using(solver=PicardSolver(200, 1e-12)):
             features = model.backbone(golden.ref['input/x'])
         for actual, expected in zip(features, branches(golden, 'eq/z')):
             assert_close(actual, expected, atol=1e-9)
 
+    @pytest.mark.versions
     def test_gradient_of_every_parameter(self, golden, model):
-        logits = logits_of(model, golden)
+        """And the adjoint solution behind them."""
+        forward_pass, logits = forward_pass_of(model, logits_of, model, golden)
         assert_close(logits, golden.ref['eq/logits'], atol=1e-9)
         loss_of(logits, golden).backward()
         parameters = dict(model.named_parameters())
@@ -240,21 +261,13 @@ class TestParity:
                 assert relative_error(actual, expected) < 1e-6, name
         self.check_gradient_norms(golden, model, 'grad/l2', 1e-9)
 
-    def test_adjoint(self, golden, model):
-        layer = model.backbone.equilibrium
-        solutions = []
-        handle = layer.register_forward_hook(
-            lambda module, args, output: solutions.append(output[1])
-        )
-        loss_of(logits_of(model, golden), golden).backward()
-        handle.remove()
-        expected, g = (
+        adjoint, g = (
             torch.cat([x.flatten(1) for x in branches(golden, prefix)], dim=1)
             for prefix in ('grad/adjoint', 'grad/dl_dz')
         )
         # The adjoint system is solved for gradients of unit norm.
-        expected = expected / g.norm(dim=1, keepdim=True)
-        assert relative_error(solutions[0].adjoint.state, expected) <= 1e-6
+        adjoint = adjoint / g.norm(dim=1, keepdim=True)
+        assert relative_error(forward_pass.adjoint.state, adjoint) <= 1e-6
 
     def test_batch_statistics(self, golden, model):
         model.train()
@@ -270,10 +283,10 @@ class TestParity:
         buffers = dict(model.named_buffers())
         names = here(golden)
         prefix = 'trainbn/buffers/'
-        updated = [name for name in golden.ref if name.startswith(prefix)]
+        updated = [key[len(prefix) :] for key in golden.ref if key.startswith(prefix)]
         assert updated
         for name in updated:
-            expected, name = golden.ref[name], name[len(prefix) :]
+            expected = golden.ref[prefix + name]
             if names[name] == 'decode_head.convs.0.bn.running_mean':
                 expected = expected - golden.state[FOLDED_BIAS]
             assert_close(buffers[names[name]], expected, atol=1e-10)
@@ -297,17 +310,12 @@ class TestParity:
         n_evals = len(expected) + 1  # the official trace leaves out the first
         solver = BroydenSolver(n_evals, 0.0, 'abs', memory=n_evals)
         dtype = torch.float64 if precision == 'f64' else torch.float32
-        layer = model.backbone.equilibrium
-        layer.solver = solver
-        solutions = []
-        handle = layer.register_forward_hook(
-            lambda module, args, output: solutions.append(output[1])
-        )
-        with torch.no_grad():
-            model.to(dtype).backbone(golden.ref['input/x'].to(dtype))
-        handle.remove()
+        image = golden.ref['input/x'].to(dtype)
+        model.to(dtype)
+        with torch.no_grad(), model.backbone.equilibrium.using(solver=solver):
+            forward_pass, _ = forward_pass_of(model, model.backbone, image)
         model.double().load_state_dict(convert_official_state_dict(golden.state))
-        trace = solutions[0].trace.double().norm(dim=1)[1:]
+        trace = forward_pass.solution.trace.double().norm(dim=1)[1:]
         tolerance = 1e-10 if precision == 'f64' else 2e-2
         torch.testing.assert_close(trace, expected, rtol=tolerance, atol=0)
 
@@ -321,56 +329,46 @@ class TestParity:
         n_before = dict(broyden=1, anderson=2)[name]  # which the trace leaves out
         cls = dict(broyden=BroydenSolver, anderson=AndersonSolver)[name]
         solver = cls(len(expected) + n_before, 0.0, history_dtype=history_dtype)
-        residuals = []
+        problem = equilibrium_problems(model.backbone, golden.ref['input/x'])['forward']
+        observed = []
 
-        def measure(layer, solve):
-            def f(z):
-                fz = solve.f(z)
-                residuals.append((fz - z).norm() / fz.norm())
-                return fz
+        def f(z):
+            fz = problem.f(z)
+            observed.append((fz - z).norm() / fz.norm())
+            return fz
 
-            solver.solve(f, torch.zeros_like(solve.state))
-
-        handle = model.backbone.equilibrium.register_solve_hook(measure)
         with torch.no_grad():
-            model.backbone(golden.ref['input/x'])
-        handle.remove()
+            solver.solve(f, problem.start)
         for tol in (1e-2, 1e-3, 1e-4):
             theirs = (expected <= tol).nonzero()
             if len(theirs):  # else not even the whole budget was enough
-                ours = (torch.stack(residuals) <= tol).nonzero()
+                ours = (torch.stack(observed) <= tol).nonzero()
                 assert ours[0].item() + 1 <= theirs[0].item() + 1 + n_before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize('memory', [10, 60])
     def test_no_more_evaluations_than_torchdeq(self, golden, model, memory):
         """Of as much memory, until the slowest sample has a relative residual."""
         pytest.importorskip('torchdeq')
 
-        def measure(problems):
-            for problem in problems.values():
-                ours, theirs = (
-                    {name: residuals(solve, problem) for name, solve in solvers.items()}
-                    for solvers in (
-                        own_solvers(60, memory),
-                        torchdeq_solvers(60, memory),
-                    )
-                )
-                for name in ('anderson', 'broyden'):
-                    for tol in (1e-2, 1e-3, 1e-4):
-                        mine = evaluations_to(ours[f'{name.title()}Solver'], tol)
-                        other = evaluations_to(theirs[f'torchdeq {name}'], tol)
-                        assert None not in mine
-                        assert None in other or max(mine) <= max(other)
-
-        at_equilibrium(model.backbone, golden.ref['input/x'], measure)
+        problems = equilibrium_problems(model.backbone, golden.ref['input/x'])
+        for problem in problems.values():
+            ours, theirs = (
+                {name: residuals(solve, problem) for name, solve in solvers.items()}
+                for solvers in (own_solvers(60, memory), torchdeq_solvers(60, memory))
+            )
+            for name in ('anderson', 'broyden'):
+                for tol in (1e-2, 1e-3, 1e-4):
+                    mine = evaluations_to(ours[f'{name.title()}Solver'], tol)
+                    other = evaluations_to(theirs[f'torchdeq {name}'], tol)
+                    assert None not in mine
+                    assert None in other or max(mine) <= max(other)
 
     def test_default_settings(self, golden, model):
         """With the official budgets the logits are as near as the official ones."""
         config = golden.config
-        model.backbone.equilibrium.solver = BroydenSolver(
-            config['f_thres'], config['eps'], config['stop_mode']
-        )
-        with torch.no_grad():
+        solver = BroydenSolver(config['f_thres'], config['eps'], config['stop_mode'])
+        with torch.no_grad(), model.backbone.equilibrium.using(solver=solver):
             logits = logits_of(model, golden)
         reference = golden.ref['default/broyden/logits_f64']
         assert_close(reference, golden.ref['eq/logits'], atol=4e-4)

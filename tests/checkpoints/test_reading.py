@@ -13,6 +13,7 @@ from mmengine.logging import HistoryBuffer
 
 from mdeq_mm.checkpoints import read_official_checkpoint
 
+pytestmark = pytest.mark.versions  # of torch, which reads the files
 HAS_SAFE_GLOBALS = hasattr(torch.serialization, 'add_safe_globals')
 
 

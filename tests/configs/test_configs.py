@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from modelindex.load_model_index import load as load_model_index
 
+from mdeq_mm.deq import Equilibrium
 from mdeq_mm.models import MDEQ
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -138,6 +139,56 @@ def test_inherits_at_most_three_deep(name):
     assert 1 <= n_levels(CONFIGS / name) <= 3
 
 
+class TestHooks:
+    """What ``_base_/mdeq_runtime.py`` holds, each recipe has under the same names."""
+
+    @pytest.fixture
+    def runtime(self):
+        return Config.fromfile(CONFIGS / '_base_' / 'mdeq_runtime.py')
+
+    @pytest.mark.parametrize('name', NAMES)
+    def test_every_recipe_takes_them_over(self, runtime, name):
+        cfg = Config.fromfile(CONFIGS / name)
+        assert 'custom_hooks' not in cfg
+        if cfg.model.backbone.type != 'MDEQ':
+            assert not set(runtime.mdeq_hooks) & set(cfg.default_hooks)
+            return
+        assert cfg.custom_imports == runtime.custom_imports
+        for key, hook in runtime.mdeq_hooks.items():
+            assert cfg.default_hooks[key].type == hook.type
+        # The hooks of the toolbox are still there.
+        assert {'timer', 'logger', 'checkpoint'} <= set(cfg.default_hooks)
+
+    def test_no_other_config_names_them(self, runtime):
+        for hook in runtime.mdeq_hooks.values():
+            files = [p for p in CONFIGS.rglob('*.py') if hook.type in p.read_text()]
+            assert files == [CONFIGS / '_base_' / 'mdeq_runtime.py']
+
+    def test_a_variant_changes_one_by_its_name(self, tmp_path):
+        base = CONFIGS / 'classification/mdeq-large-jr_1xb96_cifar10.py'
+        variant = tmp_path / 'variant.py'
+        variant.write_text(
+            f"""_base_ = [{str(base)!r}]
+default_hooks = dict(
+    equilibrium=dict(pretrain_iters=5), jacobian=dict(weight=2.0), random_state=None
+)
+"""
+        )
+        before = Config.fromfile(base).default_hooks
+        after = Config.fromfile(variant).default_hooks
+        assert after.equilibrium == dict(before.equilibrium, pretrain_iters=5)
+        assert after.jacobian == dict(before.jacobian, weight=2.0)
+        assert after.random_state is None  # mmengine leaves out a hook that is None
+        assert after.logger == before.logger
+
+    def test_an_option_on_the_command_line(self):
+        cfg = Config.fromfile(CONFIGS / FAMILIES[0])
+        cfg.merge_from_dict({'default_hooks.equilibrium.pretrain_iters': 6})
+        assert cfg.default_hooks.equilibrium == dict(
+            type='ImplicitGradientHook', pretrain_iters=6
+        )
+
+
 def shrink_pipeline(pipeline, divisor):
     def divide(value):
         if isinstance(value, int):
@@ -246,17 +297,36 @@ def reduced(name, work_dir):
         cfg.default_hooks.logger.interval = 1
     else:
         cfg.train_cfg.update(max_epochs=1, val_interval=1)
-    for hook in cfg.get('custom_hooks', []):
-        if hook.type == 'ImplicitGradientHook' and hook.get('pretrain_iters'):
-            hook.pretrain_iters = 1
-        if hook.type == 'JacobianRegularizationHook':
-            hook.freq = 1.0
+    equilibrium = cfg.default_hooks.get('equilibrium', {})
+    if equilibrium.get('pretrain_iters'):
+        equilibrium.pretrain_iters = 1
+    if 'jacobian' in cfg.default_hooks:
+        cfg.default_hooks.jacobian.freq = 1.0
     return cfg
 
 
-@pytest.mark.parametrize('name', NAMES)
+# One of each family in the fast tests: architecture, data set and kind of gradient.
+FAMILIES = (
+    'classification/mdeq-tiny_1xb64_digits.py',
+    'classification/mdeq-large-jr_1xb96_cifar10.py',
+    'classification/mdeq-small-phantom_2xb64_in1k.py',
+    'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py',
+    'segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py',
+)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.versions if name in FAMILIES else pytest.mark.slow,
+        )
+        for name in NAMES
+    ],
+)
 def test_trains_and_evaluates(name, tmp_path):
-    """One iteration in the shallow mode, where there is one, and one after it."""
+    """One unrolled iteration, where there is one, and one at the equilibrium."""
     cfg = reduced(name, tmp_path)
     # As Runner.from_cfg does, without keeping the config: formatting its text five
     # times would take longer than the training.
@@ -267,10 +337,11 @@ def test_trains_and_evaluates(name, tmp_path):
     losses = scalars['train/loss'].data[0]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-    hooks = {hook.type for hook in cfg.get('custom_hooks', [])}
-    assert ('ImplicitGradientHook' in hooks) == (cfg.model.backbone.type == 'MDEQ')
-    if 'ImplicitGradientHook' in hooks:
-        assert not runner.model.backbone.equilibrium.shallow
+    if cfg.model.backbone.type == 'MDEQ':
+        assert isinstance(runner.model.backbone.equilibrium.mode, Equilibrium)
+        assert 'train/forward_evals' in scalars
+    else:
+        assert 'equilibrium' not in cfg.default_hooks
     assert ('train/loss_jacobian' in scalars) == ('-jr_' in name)
     metric = 'mIoU' if cfg.default_scope == 'mmseg' else 'accuracy/top1'
     assert 0 <= scalars[f'val/{metric}'].current() <= 100

@@ -14,9 +14,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
-from mdeq_mm.deq import BroydenSolver, ImplicitGradient, PhantomGradient, PicardSolver
+from mdeq_mm.deq import (
+    BroydenSolver,
+    ImplicitGradient,
+    PhantomGradient,
+    PicardSolver,
+    Unrolled,
+    VariationalDropout,
+)
 from mdeq_mm.models import ClassWeightedCrossEntropyLoss
-from mdeq_mm.models.cells.blocks import VariationalDropout
 
 # fmt: off
 CLASS_WEIGHT = [
@@ -290,7 +296,7 @@ def test_model(recipe, model):
     backbone = model.backbone
     cell = backbone.equilibrium.cell
     assert backbone.channels == recipe.channels
-    assert backbone.equilibrium.shallow_gradient.num_layers == recipe.num_layers
+    assert backbone.equilibrium.unrolled == Unrolled(recipe.num_layers)
     for blocks, channels in zip(cell.branches, recipe.channels):
         (block,) = blocks
         assert block.conv1.out_channels == recipe.expansion * channels
@@ -327,9 +333,9 @@ def test_head(recipe, cfg, model):
 
 
 def test_solver_and_gradient(recipe, model):
-    layer = model.backbone.equilibrium
-    assert type(layer.solver) is recipe.solver
-    solvers, gradient = [layer.solver], layer.gradient
+    mode = model.backbone.equilibrium.configured
+    assert type(mode.solver) is recipe.solver
+    solvers, gradient = [mode.solver], mode.gradient
     if recipe.phantom is None:
         assert type(gradient) is ImplicitGradient
         assert type(gradient.solver) is BroydenSolver
@@ -346,13 +352,19 @@ def test_solver_and_gradient(recipe, model):
 
 
 def test_hooks(recipe, cfg):
-    hooks = {hook.type: HOOKS.build(hook) for hook in cfg.custom_hooks}
-    assert hooks.pop('ImplicitGradientHook').pretrain_iters == recipe.pretrain_iters
-    hooks.pop('RandomStateHook')
-    regularization = hooks.pop('JacobianRegularizationHook', None)
-    assert not hooks
+    assert 'custom_hooks' not in cfg
+    hooks = cfg.default_hooks
+    expected = dict(type='ImplicitGradientHook', pretrain_iters=recipe.pretrain_iters)
+    assert hooks.equilibrium == expected
+    assert hooks.random_state == dict(type='RandomStateHook')
+    for name in ('equilibrium', 'random_state'):
+        assert HOOKS.build(hooks[name])
+    stock = {'timer', 'logger', 'param_scheduler', 'checkpoint', 'sampler_seed'}
+    ours = set(hooks) - stock - {'visualization'}
+    assert ours - {'jacobian'} == {'equilibrium', 'random_state'}
+    regularization = 'jacobian' in hooks and HOOKS.build(hooks.jacobian)
     if recipe.regularization is None:
-        assert regularization is None
+        assert not regularization
         return
     expected = dict(
         num_vectors=2, incremental=None, stop_epoch=None, pretrain_weight=0.0

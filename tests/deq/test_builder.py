@@ -1,13 +1,17 @@
 import pytest
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, Registry, init_default_scope
 
 from mdeq_mm.deq import (
     BroydenSolver,
+    Cell,
     EquilibriumGradient,
     FixedPointSolver,
     ImplicitGradient,
+    PicardSolver,
 )
 from mdeq_mm.deq.builder import build
+
+from .example_cell import PerceptronCell
 
 
 class TestBuild:
@@ -61,3 +65,40 @@ class TestBuild:
     def test_not_a_config(self, cfg):
         with pytest.raises(TypeError, match="solver must be .* the key 'type', got"):
             build(cfg, FixedPointSolver, 'solver')
+
+    def test_another_registry(self):
+        cfg = dict(type='PerceptronCell', channels=(3,))
+        assert isinstance(build(cfg, Cell, 'cell', registry=MODELS), PerceptronCell)
+        with pytest.raises(ValueError, match="cell: unknown Cell type 'Perceptron"):
+            build(cfg, Cell, 'cell')
+        with pytest.raises(ValueError, match='allowed are .*PerceptronCell'):
+            build(dict(type='Linear'), Cell, 'cell', registry=MODELS)
+
+    def test_registered_function_is_no_class(self):
+        registry = Registry('test')
+        registry.register_module(name='make', module=lambda: None)
+        with pytest.raises(ValueError, match="solver: unknown .* 'make'"):
+            build(dict(type='make'), FixedPointSolver, 'solver', registry=registry)
+
+
+class TestDefaults:
+    def test_they_fill_in_what_the_class_takes(self):
+        defaults = dict(max_evals=7, channels=(3,))
+        solver = build(
+            dict(type='PicardSolver'), FixedPointSolver, 'solver', defaults=defaults
+        )
+        assert solver.max_evals == 7
+        assert defaults == dict(max_evals=7, channels=(3,))
+
+    def test_the_config_counts_more(self):
+        cfg = dict(type='PicardSolver', max_evals=5)
+        solver = build(cfg, FixedPointSolver, 'solver', defaults=dict(max_evals=7))
+        assert solver.max_evals == 5
+        assert cfg == dict(type='PicardSolver', max_evals=5)
+
+    def test_what_is_built_stays(self):
+        solver = PicardSolver()
+        assert (
+            build(solver, FixedPointSolver, 'solver', defaults=dict(max_evals=7))
+            is solver
+        )

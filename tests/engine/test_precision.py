@@ -1,7 +1,6 @@
 """The equilibrium under accumulation, loss scaling, reduced precision and averaging."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,10 +8,16 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import nn
 
-from mdeq_mm.deq import BroydenSolver, PhantomGradient
+from mdeq_mm.deq import (
+    BroydenSolver,
+    Equilibrium,
+    ImplicitGradient,
+    PhantomGradient,
+)
 from mdeq_mm.engine import JacobianRegularizationHook
 from mdeq_mm.models import MDEQ
 
+pytestmark = pytest.mark.versions  # autocast is torch's
 TIGHT = dict(type='BroydenSolver', max_evals=100, tol=1e-13)
 
 
@@ -44,11 +49,17 @@ class Wrapped(nn.Module):
         return dict(loss=nn.functional.cross_entropy(self.fc(features), labels))
 
 
-def regularise(model, weight=0.5):
-    """What the hook registers, without a runner."""
-    hook = JacobianRegularizationHook(weight, num_vectors=1)
-    hook.before_train(SimpleNamespace(model=model))
-    hook._step.weight = weight
+@pytest.fixture
+def regularise(make_fake_runner):
+    """Adds the loss of JacobianRegularizationHook to a model."""
+    hooks = []
+
+    def begin(model, weight=0.5):
+        hook = JacobianRegularizationHook(weight, num_vectors=1)
+        hook.before_train_iter(make_fake_runner(model))
+        hooks.append(hook)  # it ends when it goes away
+
+    return begin
 
 
 def batch(dtype):
@@ -61,7 +72,7 @@ def gradients(model):
 
 
 @pytest.mark.parametrize('jacobian', [False, True])
-def test_accumulation_equals_a_larger_batch(make_model, jacobian):
+def test_accumulation_equals_a_larger_batch(make_model, regularise, jacobian):
     model = make_model().double().train()
     if jacobian:
         regularise(model)
@@ -89,7 +100,7 @@ def test_accumulation_equals_a_larger_batch(make_model, jacobian):
 
 
 @pytest.mark.parametrize('jacobian', [False, True])
-def test_loss_scale_changes_no_gradient(make_model, jacobian):
+def test_loss_scale_changes_no_gradient(make_model, regularise, jacobian):
     model = make_model().double().train()
     if jacobian:
         regularise(model)
@@ -104,15 +115,16 @@ def test_loss_scale_changes_no_gradient(make_model, jacobian):
 
 
 @pytest.mark.parametrize('jacobian', [False, True])
-@pytest.mark.parametrize('mode', ['implicit', 'phantom', 'shallow'])
-def test_bfloat16_autocast(make_model, mode, jacobian):
+@pytest.mark.parametrize('mode', ['implicit', 'phantom', 'unrolled'])
+def test_bfloat16_autocast(make_model, regularise, mode, jacobian):
     model = make_model().train()
     layer = model.backbone.equilibrium
-    layer.solver = BroydenSolver(max_evals=12)
-    layer.gradient.solver = BroydenSolver(max_evals=12)
-    if mode == 'phantom':
-        layer.gradient = PhantomGradient()
-    layer.shallow = mode == 'shallow'
+    solver = BroydenSolver(max_evals=12)
+    layer.mode = dict(
+        implicit=Equilibrium(solver, ImplicitGradient(solver)),
+        phantom=Equilibrium(solver, PhantomGradient()),
+        unrolled=layer.unrolled,
+    )[mode]
     if jacobian:
         regularise(model)
     found = []
@@ -131,13 +143,14 @@ def test_bfloat16_autocast(make_model, mode, jacobian):
 def test_overflow_passes_through(make_model):
     """A scale too large gives infinite gradients and costs no adjoint solve."""
     model = make_model().train()
-    adjoints = []
-    model.backbone.equilibrium.register_forward_hook(
-        lambda layer, args, output: adjoints.append(output[1])
+    passes = []
+    model.backbone.equilibrium.register_pass_hook(
+        lambda layer, forward_pass: passes.append(forward_pass)
     )
     loss = model(*batch(torch.float32))['loss']
     (loss * 1e30 * 1e30).backward()
-    assert adjoints[0].adjoint is None
+    (forward_pass,) = passes
+    assert forward_pass.adjoint is None
     assert not all(p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -181,7 +194,7 @@ def test_ema_and_clipping(make_runner):
 
 
 @pytest.mark.parametrize('frozen_stages', [0, 1])
-def test_frozen_stages(make_model, frozen_stages):
+def test_frozen_stages(make_model, regularise, frozen_stages):
     model = make_model(frozen_stages=frozen_stages).train()
     regularise(model)
     losses = model(*batch(torch.float32))

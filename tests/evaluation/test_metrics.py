@@ -1,10 +1,32 @@
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mdeq_mm.deq import SolveStatus
+from mdeq_mm.deq import (
+    Cell,
+    EquilibriumLayer,
+    PhantomGradient,
+    PicardSolver,
+    SolveStatus,
+)
 from mdeq_mm.evaluation import SolverStatistics, SpectralRadius
 
 HOOK = dict(type='ImplicitGradientHook')
+
+
+@pytest.fixture
+def layer():
+    """An equilibrium of four numbers, in evaluation mode."""
+
+    class Affine(Cell):
+        def forward(self, states, injections):
+            return (0.5 * states[0] + injections[0],)
+
+    solver = PicardSolver(max_evals=3, tol=1e-9)
+    return EquilibriumLayer(Affine(), solver, PhantomGradient()).eval()
 
 
 class Spy:
@@ -12,10 +34,10 @@ class Spy:
 
     def __init__(self, runner):
         self.solutions = []
-        runner.model.backbone.equilibrium.register_forward_hook(self)
+        runner.model.backbone.equilibrium.register_pass_hook(self.note)
 
-    def __call__(self, layer, args, output):
-        self.solutions.append(output[1])
+    def note(self, layer, forward_pass):
+        self.solutions.append(forward_pass.solution)
 
     def joined(self, name):
         return torch.cat([getattr(s, name) for s in self.solutions])
@@ -49,30 +71,30 @@ class TestSolverStatistics:
 
     def test_converged(self, make_runner):
         runner = make_runner([HOOK], val_evaluator=dict(type='SolverStatistics'))
-        runner.model.backbone.equilibrium.solver.tol = 10
+        layer = runner.model.backbone.equilibrium
+        layer.mode = replace(layer.mode, solver=replace(layer.mode.solver, tol=10))
         spy = Spy(runner)
         assert runner.val()['solver/converged'] == 1
         assert (spy.joined('status') == SolveStatus.CONVERGED).all()
 
-    def test_nothing_in_the_shallow_mode(self, make_runner):
+    def test_nothing_in_the_unrolled_mode(self, make_runner):
         runner = make_runner([HOOK], val_evaluator=dict(type='SolverStatistics'))
-        runner.model.backbone.equilibrium.shallow = True
+        layer = runner.model.backbone.equilibrium
+        layer.mode = layer.unrolled
         assert runner.val() == {}
 
-    def test_training_is_not_measured(self, make_runner):
-        runner = make_runner([HOOK], val_evaluator=dict(type='SolverStatistics'))
-        runner.train()
-        (metric,) = runner.val_evaluator.metrics
-        assert metric._values == metric.results == []
-
-    def test_windows_of_one_image_are_averaged(self):
+    def test_windows_of_one_image_are_averaged(self, layer):
         metric = SolverStatistics(tolerances=())
-        metric.observe([])
-        metric._values = [torch.tensor([[2.0, 0.1, 0]]), torch.tensor([[4.0, 0.3, 1]])]
-        metric.process(None, [None])
-        values = metric.evaluate(1)
-        assert values['solver/evals'] == 3
-        assert values['solver/residual'] == pytest.approx(0.2)
+        solutions = []
+        layer.register_pass_hook(lambda _, passed: solutions.append(passed.solution))
+        with metric.observing([layer]):
+            for scale in (0.1, 3.0):
+                layer((torch.full((2, 4), scale),))
+            metric.process(None, [None] * 2)
+        expected = torch.stack([solution.residual for solution in solutions]).mean(0)
+        assert len(metric.results) == 2
+        values = metric.evaluate(2)
+        assert values['solver/residual'] == pytest.approx(expected.mean().item())
 
     @pytest.mark.parametrize(
         'arguments', [dict(tolerances=(0.1, -1)), dict(curve_at=(0,))]
@@ -81,6 +103,66 @@ class TestSolverStatistics:
         (name,) = arguments
         with pytest.raises(ValueError, match=f'^{name} must'):
             SolverStatistics(**arguments)
+
+
+class TestObserving:
+    def test_nothing_before_and_behind(self, layer):
+        metric, images = SolverStatistics(), torch.rand(3, 4)
+        layer((images,))
+        with metric.observing([layer]):
+            layer((images,))
+            metric.process(None, [None] * 3)
+        layer((images,))
+        assert len(layer._pass_hooks) == 0
+        assert len(metric.results) == 3
+        with metric.observing([layer]):
+            metric.process(None, [])
+        assert len(metric.results) == 3
+
+    def test_leftovers_are_dropped(self, layer):
+        """Values that were not taken over belong to other images."""
+        metric = SolverStatistics()
+        with metric.observing([layer]):
+            layer((torch.rand(5, 4),))
+        with metric.observing([layer]):
+            layer((torch.rand(2, 4),))
+            metric.process(None, [None] * 2)
+        assert len(metric.results) == 2
+
+    def test_ends_with_an_exception(self, layer):
+        with pytest.raises(ZeroDivisionError), SolverStatistics().observing([layer]):
+            raise ZeroDivisionError
+        assert len(layer._pass_hooks) == 0
+
+    def test_training_is_not_measured(self, layer):
+        metric = SolverStatistics()
+        layer.train()
+        with metric.observing([layer]):
+            layer((torch.rand(2, 4),))
+            metric.process(None, [None] * 2)
+        assert metric.results == []
+
+    def test_reset(self, layer):
+        metric = SolverStatistics()
+        with metric.observing([layer]):
+            layer((torch.rand(2, 4),))
+            metric.process(None, [None] * 2)
+            layer((torch.rand(3, 4),))
+            metric.reset()
+            metric.process(None, [None] * 3)
+        assert metric.results == []
+
+    def test_states_are_not_kept(self, layer):
+        metric, states = SolverStatistics(curve_at=(1,)), []
+        layer.register_pass_hook(
+            lambda _, passed: states.append(
+                weakref.ref(passed.solution.state.untyped_storage())
+            )
+        )
+        with metric.observing([layer]):
+            layer((torch.rand(2, 4),))
+            gc.collect()
+            assert states[0]() is None
 
 
 class TestSpectralRadius:

@@ -1,50 +1,31 @@
+from __future__ import annotations
+
 import json
-import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from ..two_processes import TwoProcesses
 
 
 @pytest.fixture(scope='session')
-def environment():
-    """The environment of a user who has activated the virtual environment."""
-    return {
-        **os.environ,
-        'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
-        'OMP_NUM_THREADS': '1',
-    }
+def two_processes(environment, tmp_path_factory):
+    """Runs ``main(argv)`` of a tool in two processes, which all tests share."""
+    processes = TwoProcesses(tmp_path_factory.mktemp('two_processes'), environment)
+    yield processes.run
+    processes.stop()
 
 
 @pytest.fixture(scope='session')
-def run(root, environment):
-    """Runs a tool to its end and returns what it printed."""
-
-    def run_tool(tool, *args, cwd, timeout=1200, check=True, **variables):
-        program = [sys.executable] if tool.endswith('.py') else ['bash']
-        result = subprocess.run(
-            [*program, str(root / 'tools' / tool), *map(str, args)],
-            cwd=cwd,
-            env={**environment, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        if check:
-            assert result.returncode == 0, result.stdout[-6000:]
-        return result.stdout
-
-    return run_tool
-
-
-@pytest.fixture(scope='session')
-def workplace(run, tmp_path_factory):
+def workplace(run_tool, tmp_path_factory):
     """A folder with the built-in data sets under ``data``, where the configs look."""
     path = tmp_path_factory.mktemp('workplace')
-    run('dataset_converters/digits.py', cwd=path)
+    run_tool('dataset_converters/digits.py', cwd=path)
     return path
 
 
@@ -69,3 +50,40 @@ def scalars():
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     return read
+
+
+@pytest.fixture(scope='session')
+def state_of():
+    """Reads the state dict of a checkpoint."""
+
+    def read(path):
+        return torch.load(path, map_location='cpu')['state_dict']
+
+    return read
+
+
+@pytest.fixture
+def killed_training(root, environment, tmp_path):
+    """Trains in a process of its own, which is killed after the given checkpoint."""
+
+    def train(config, work_dir, checkpoint, cwd):
+        command = [sys.executable, root / 'tools/train.py', config]
+        log = tmp_path / 'killed.log'
+        with log.open('w') as file:
+            process = subprocess.Popen(
+                [*command, '--work-dir', work_dir],
+                cwd=cwd,
+                env=environment,
+                stdout=file,
+                stderr=file,
+            )
+        deadline = time.monotonic() + 300
+        last = work_dir / 'last_checkpoint'
+        while not (last.exists() and checkpoint in last.read_text()):
+            assert process.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+    return train

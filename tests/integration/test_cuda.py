@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mdeq_mm.deq import AndersonSolver, BroydenSolver
-from mdeq_mm.deq.compiled import CellCompiler
+from mdeq_mm.deq.compile import CellCompiler
 from mdeq_mm.models import MDEQ
 
 pytestmark = [

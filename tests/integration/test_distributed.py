@@ -1,28 +1,21 @@
-"""Two processes on CPU, started by the shell scripts."""
+"""Two processes on CPU. All but the launchers are started once and shared."""
 
-import socket
 import subprocess
 
 import pytest
 import torch
 from mmengine.utils import digit_version
 
+from ..two_processes import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.versions]
+
 BASE = 'classification/mdeq-tiny_1xb64_digits.py'
-# Batch norm would see half a batch in each of two processes.
 TEXT = """
 norm_cfg = dict(type='GN', num_groups=4)
 model = dict(
     backbone=dict(dropout={dropout}, num_layers=3, norm_cfg=norm_cfg),
-    neck=[
-        dict(
-            type='MDEQFuse',
-            in_channels=(24, 24),
-            head_channels=(8, 16),
-            out_channels=200,
-            norm_cfg=norm_cfg,
-        ),
-        dict(type='GlobalAveragePooling'),
-    ],
+{model}
 )
 train_dataloader = dict(
     batch_size={batch_size}, sampler=dict(_delete_=True, type='InfiniteSampler')
@@ -34,94 +27,87 @@ optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='SGD', lr=0.05, momentum=0.9)
 )
 param_scheduler = dict(_delete_=True, type='ConstantLR', factor=1, by_epoch=False)
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters={pretrain_iters}),
-    dict(type='RandomStateHook'),
-]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=3), logger=dict(interval=1)
+    equilibrium=dict(pretrain_iters={pretrain_iters}),
+    checkpoint=dict(by_epoch=False, interval=3),
+    logger=dict(interval=1),
 )
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0, diff_rank_seed={diff_rank_seed})
 """
-DEFAULTS = dict(dropout=0.0, iters=3, pretrain_iters=0, diff_rank_seed=False)
+# Batch norm would see half a batch in each of two processes.
+GROUP_NORM = """
+    neck=[
+        dict(
+            type='MDEQFuse',
+            in_channels=(24, 24),
+            head_channels=(8, 16),
+            out_channels=200,
+            norm_cfg=norm_cfg,
+        ),
+        dict(type='GlobalAveragePooling'),
+    ],
+"""
+DEFAULTS = dict(
+    model=GROUP_NORM,
+    dropout=0.0,
+    iters=3,
+    batch_size=8,
+    pretrain_iters=0,
+    diff_rank_seed=False,
+)
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return str(listener.getsockname()[1])
+def text(extra='', **settings):
+    return TEXT.format(**{**DEFAULTS, **settings}) + extra
 
 
-def state_of(path):
-    return torch.load(path, map_location='cpu')['state_dict']
-
-
-@pytest.mark.parametrize('pretrain_iters', [100, 0], ids=['shallow', 'equilibrium'])
-def test_two_processes_equal_one(run, config, workplace, tmp_path, pretrain_iters):
-    """The same global batch gives the same parameters, in float64."""
-    settings = dict(DEFAULTS, pretrain_iters=pretrain_iters)
-    (tmp_path / 'in_float64.py').write_text(
-        'import torch\ntorch.set_default_dtype(torch.float64)\n'
-    )
-    in_float64 = """
+IN_FLOAT64 = """
 custom_imports = dict(imports=['in_float64', 'mdeq_mm'])
 data_preprocessor = dict(mean=[78.0] * 3, std=[96.0] * 3)
 """
-    path_of = dict(PYTHONPATH=str(tmp_path))
-    single = tmp_path / 'single'
-    path = config(BASE, TEXT.format(batch_size=16, **settings) + in_float64)
-    run('train.py', path, '--work-dir', single, cwd=workplace, **path_of)
-    double = tmp_path / 'double'
-    path = config(BASE, TEXT.format(batch_size=8, **settings) + in_float64)
-    run(
-        *('dist_train.sh', path, 2, '--work-dir', double),
-        cwd=workplace,
-        PORT=free_port(),
-        **path_of,
+
+
+@pytest.mark.parametrize('pretrain_iters', [100, 0], ids=['unrolled', 'equilibrium'])
+def test_two_processes_equal_one(
+    run_tool, two_processes, config, workplace, tmp_path, state_of, pretrain_iters
+):
+    """The same global batch gives the same parameters, in float64."""
+    (tmp_path / 'in_float64.py').write_text(
+        'import torch\ntorch.set_default_dtype(torch.float64)\n'
     )
-    expected, actual = (state_of(folder / 'iter_3.pth') for folder in (single, double))
+    states = []
+    for run, batch_size in ((run_tool, 16), (two_processes, 8)):
+        settings = dict(batch_size=batch_size, pretrain_iters=pretrain_iters)
+        path = config(BASE, text(IN_FLOAT64, **settings))
+        work_dir = tmp_path / str(batch_size)
+        run(
+            *('train.py', path, '--work-dir', work_dir),
+            cwd=workplace,
+            modules=tmp_path,
+        )
+        states.append(state_of(work_dir / 'iter_3.pth'))
+    expected, actual = states
     assert expected.keys() == actual.keys()
     for name in expected:
         assert expected[name].dtype in (torch.float64, torch.int64)
         torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=1e-9)
-    # Evaluation in two processes counts every image once.
-    checkpoint = double / 'iter_3.pth'
-    one = run(
-        *('test.py', path, checkpoint, '--work-dir', tmp_path / 'a'),
-        cwd=workplace,
-        **path_of,
-    )
-    two = run(
-        *('dist_test.sh', path, checkpoint, 2, '--work-dir', tmp_path / 'b'),
-        cwd=workplace,
-        PORT=free_port(),
-        **path_of,
-    )
-    accuracy = [text.split('accuracy/top1: ')[1].split()[0] for text in (one, two)]
-    assert accuracy[0] == accuracy[1]
 
 
-def test_resumed_with_two_processes(run, config, workplace, tmp_path):
+def test_resumed_with_two_processes(
+    two_processes, config, workplace, tmp_path, state_of
+):
     """Each process draws dropout masks of its own and goes on where it was."""
-    settings = dict(
-        DEFAULTS, iters=6, pretrain_iters=4, dropout=0.3, diff_rank_seed=True
-    )
-    path = config(BASE, TEXT.format(batch_size=8, **settings))
+    settings = dict(iters=6, pretrain_iters=4, dropout=0.3, diff_rank_seed=True)
+    path = config(BASE, text(**settings))
     whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
-    run(
-        *('dist_train.sh', path, 2, '--work-dir', whole),
-        cwd=workplace,
-        PORT=free_port(),
-    )
-    checkpoint = torch.load(whole / 'iter_3.pth', weights_only=False)
-    first, second = checkpoint['random_states']
+    two_processes('train.py', path, '--work-dir', whole, cwd=workplace)
+    checkpoint = whole / 'iter_3.pth'
+    first, second = torch.load(checkpoint, weights_only=False)['random_states']
     assert not torch.equal(first['torch'], second['torch'])
-    run(
-        *('dist_train.sh', path, 2, '--work-dir', resumed),
-        *('--resume', whole / 'iter_3.pth'),
+    two_processes(
+        *('train.py', path, '--work-dir', resumed, '--resume', checkpoint),
         cwd=workplace,
-        PORT=free_port(),
     )
     expected, actual = (state_of(folder / 'iter_6.pth') for folder in (whole, resumed))
     for name in expected:
@@ -129,7 +115,9 @@ def test_resumed_with_two_processes(run, config, workplace, tmp_path):
 
 
 ONE_RANK_AT_ONCE = """
-import os
+import copy
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -137,21 +125,31 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mdeq_mm.deq import EquilibriumLayer
+from mdeq_mm.deq import equilibrium_layers
 
 
-@HOOKS.register_module()
+@HOOKS.register_module(force=True)
 class OneRankAtOnce(Hook):
+    def __init__(self, save=True):
+        self.save = save
+        self.settings = ExitStack()
+
     def before_train(self, runner):
-        for module in runner.model.modules():
-            if isinstance(module, EquilibriumLayer) and get_rank() == 1:
-                module.solver.tol = 1e9
-                if hasattr(module.gradient, 'solver'):
-                    module.gradient.solver.tol = 1e9
+        if get_rank() != 1:
+            return
+        for layer in equilibrium_layers(runner.model):
+            solver, gradient = layer.configured.solver, layer.configured.gradient
+            gradient = copy.copy(gradient)
+            if hasattr(gradient, 'solver'):
+                gradient.solver = replace(gradient.solver, tol=1e9)
+            settings = layer.using(solver=replace(solver, tol=1e9), gradient=gradient)
+            self.settings.enter_context(settings)
 
     def after_train(self, runner):
-        state = runner.model.module.state_dict()
-        torch.save(state, Path(runner.work_dir, f'rank_{get_rank()}.pth'))
+        self.settings.close()
+        if self.save:
+            state = runner.model.module.state_dict()
+            torch.save(state, Path(runner.work_dir, f'rank_{get_rank()}.pth'))
 """
 FINEST_ALONE = """
 custom_imports = dict(imports=['one_rank_at_once', 'mdeq_mm'])
@@ -160,21 +158,39 @@ model = dict(
     neck=dict(_delete_=True, type='GlobalAveragePooling'),
     head=dict(in_channels=24),
 )
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters={pretrain_iters}),
+default_hooks = dict(
     # At the state zero, where one rank stops, the norms make the Jacobian enormous.
-    dict(
+    jacobian=dict(
         type='JacobianRegularizationHook',
         weight=1e-6,
         pretrain_weight=1e-6,
         freq=0.5,
     ),
-    dict(type='OneRankAtOnce'),
-]
+    one_rank_at_once=dict(type='OneRankAtOnce'),
+)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 """
 IMPLICIT = "dict(type='ImplicitGradient')"
 PHANTOM = "dict(_delete_=True, type='PhantomGradient', steps={steps})"
+
+
+@pytest.fixture
+def one_rank_at_once(tmp_path):
+    """A folder with a hook that lets the solves of the second process end at once."""
+    (tmp_path / 'one_rank_at_once.py').write_text(ONE_RANK_AT_ONCE)
+    return tmp_path
+
+
+@pytest.fixture
+def derived(tmp_path):
+    """Writes a config that inherits from another file, for settings to be merged."""
+
+    def write(base, text):
+        path = tmp_path / 'derived.py'
+        path.write_text(f'_base_ = [{str(base)!r}]\n{text}')
+        return path
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -183,30 +199,31 @@ PHANTOM = "dict(_delete_=True, type='PhantomGradient', steps={steps})"
         pytest.param(IMPLICIT, 0, id='implicit'),
         pytest.param(PHANTOM.format(steps=2), 0, id='phantom'),
         pytest.param(PHANTOM.format(steps=1), 0, id='jacobian-free'),
-        pytest.param(IMPLICIT, 100, id='shallow'),
+        pytest.param(IMPLICIT, 100, id='unrolled'),
     ],
 )
 def test_ranks_with_unequal_work(
-    run, config, workplace, tmp_path, gradient, pretrain_iters
+    two_processes,
+    config,
+    derived,
+    workplace,
+    one_rank_at_once,
+    gradient,
+    pretrain_iters,
 ):
     """A head on the finest branch alone, and a rank whose solves end at once."""
-    (tmp_path / 'one_rank_at_once.py').write_text(ONE_RANK_AT_ONCE)
     settings = dict(
-        DEFAULTS, iters=5, batch_size=4, pretrain_iters=0, diff_rank_seed=True
+        iters=5, batch_size=4, pretrain_iters=pretrain_iters, diff_rank_seed=True
     )
-    text = FINEST_ALONE.format(gradient=gradient, pretrain_iters=pretrain_iters)
-    # The neck of the other tests is replaced as a whole.
-    base = TEXT.format(**settings).split('    neck=[')[0] + ')\n'
-    base += 'train_dataloader' + TEXT.format(**settings).split('train_dataloader')[1]
-    path = config(BASE, base + text)
-    run(
-        *('dist_train.sh', path, 2, '--work-dir', tmp_path / 'run'),
+    base = config(BASE, text(model='', **settings))
+    path = derived(base, FINEST_ALONE.format(gradient=gradient))
+    work_dir = one_rank_at_once / 'run'
+    two_processes(
+        *('train.py', path, '--work-dir', work_dir),
         cwd=workplace,
-        timeout=180,
-        PORT=free_port(),
-        PYTHONPATH=str(tmp_path),
+        modules=one_rank_at_once,
     )
-    first, second = (torch.load(tmp_path / f'run/rank_{rank}.pth') for rank in (0, 1))
+    first, second = (torch.load(work_dir / f'rank_{rank}.pth') for rank in (0, 1))
     assert first.keys() == second.keys()
     for name in first:
         if 'running_' not in name:
@@ -220,7 +237,7 @@ from mmengine.model import MMFullyShardedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
 
 
-@MODEL_WRAPPERS.register_module()
+@MODEL_WRAPPERS.register_module(force=True)
 class ShardedOnCpu(MMFullyShardedDataParallel):
     # The strategy asks for a GPU.
     def __init__(self, *args, device_id, **kwargs):
@@ -230,16 +247,12 @@ FLEXIBLE = """
 custom_imports = dict(imports=['sharded_on_cpu', 'one_rank_at_once', 'mdeq_mm'])
 runner_type = 'FlexibleRunner'
 strategy = dict(type={strategy!r}, model_wrapper=dict({wrapper}))
-custom_hooks = [
-    dict(type='ImplicitGradientHook', pretrain_iters=2),
-    dict(type='OneRankAtOnce'),
-]
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
-# torch cannot gather a state dict on CPU.
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=100, save_last=False),
-    logger=dict(interval=1),
+    one_rank_at_once=dict(type='OneRankAtOnce', save=False),
+    # torch cannot gather a state dict on CPU.
+    checkpoint=dict(interval=100, save_last=False),
 )
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 """
 STRATEGIES = {
     'DDPStrategy': "type='MMDistributedDataParallel', device_ids=None",
@@ -251,37 +264,34 @@ STRATEGIES = {
     digit_version(torch.__version__) < digit_version('2.6'),
     reason='FSDP of this torch does not run on CPU',
 )
-def test_sharded_parameters(run, config, workplace, tmp_path, scalars):
+def test_sharded_parameters(
+    two_processes, config, derived, workplace, one_rank_at_once, scalars
+):
     """FSDP around the whole model trains as DDP does, also with unequal work."""
-    (tmp_path / 'sharded_on_cpu.py').write_text(SHARDED_ON_CPU)
-    (tmp_path / 'one_rank_at_once.py').write_text(
-        ONE_RANK_AT_ONCE.split('    def after_train(')[0]
-    )
+    (one_rank_at_once / 'sharded_on_cpu.py').write_text(SHARDED_ON_CPU)
+    base = config(BASE, text(batch_size=4, iters=5, pretrain_iters=2))
     losses = {}
     for strategy, wrapper in STRATEGIES.items():
-        text = TEXT.format(batch_size=4, **dict(DEFAULTS, iters=5))
-        text += FLEXIBLE.format(strategy=strategy, wrapper=wrapper)
-        work_dir = tmp_path / strategy
-        run(
-            *('dist_train.sh', config(BASE, text), 2, '--work-dir', work_dir),
+        path = derived(base, FLEXIBLE.format(strategy=strategy, wrapper=wrapper))
+        work_dir = one_rank_at_once / strategy
+        two_processes(
+            *('train.py', path, '--work-dir', work_dir),
             cwd=workplace,
-            timeout=180,
-            PORT=free_port(),
-            PYTHONPATH=str(tmp_path),
+            modules=one_rank_at_once,
         )
-        losses[strategy] = [
-            line['loss'] for line in scalars(work_dir) if 'loss' in line
-        ]
+        records = scalars(work_dir)
+        losses[strategy] = [line['loss'] for line in records if 'loss' in line]
     assert len(losses['DDPStrategy']) == 5
     assert losses['FSDPStrategy'] == pytest.approx(losses['DDPStrategy'], rel=1e-4)
 
 
-def test_two_nodes(run, root, environment, config, workplace, tmp_path):
-    """Two launchers that only meet at a port, as on two machines."""
-    path = config(BASE, TEXT.format(batch_size=4, **DEFAULTS))
+def test_scripts(run_tool, run_process, root, environment, config, workplace, tmp_path):
+    """They start what trains on two nodes, and what evaluates in two processes."""
+    path = config(BASE, text(batch_size=4))
     port = free_port()
     command = ['bash', root / 'tools/dist_train.sh', path, '1', '--work-dir']
     nodes = []
+    # Two launchers that only meet at a port, as on two machines.
     for rank in (0, 1):
         variables = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1')
         nodes.append(
@@ -294,20 +304,20 @@ def test_two_nodes(run, root, environment, config, workplace, tmp_path):
                 text=True,
             )
         )
-    outputs = [node.communicate(timeout=180)[0] for node in nodes]
+    outputs = [node.communicate(timeout=600)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs[0][-3000:]
-    assert (tmp_path / 'node_0/iter_3.pth').exists()
+    checkpoint = tmp_path / 'node_0/iter_3.pth'
+    assert checkpoint.exists()
     assert not (tmp_path / 'node_1/iter_3.pth').exists()
 
-
-def test_other_launchers_need_a_gpu(run, root, workplace, tmp_path):
-    output = run(
-        'train.py',
-        root / 'configs' / BASE,
-        *('--launcher', 'slurm', '--work-dir', tmp_path / 'run'),
-        cwd=workplace,
-        check=False,
+    # Two processes count every image once.
+    one = run_tool(
+        'test.py', path, checkpoint, '--work-dir', tmp_path / 'a', cwd=workplace
     )
-    if not torch.cuda.is_available():
-        assert "launcher must be 'none' or 'pytorch', got 'slurm'" in output
-        assert not (tmp_path / 'run').exists()
+    two = run_process(
+        *('dist_test.sh', path, checkpoint, 2, '--work-dir', tmp_path / 'b'),
+        cwd=workplace,
+        PORT=free_port(),
+    )
+    accuracy = [text.split('accuracy/top1: ')[1].split()[0] for text in (one, two)]
+    assert accuracy[0] == accuracy[1]

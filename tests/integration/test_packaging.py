@@ -8,6 +8,7 @@ import zipfile
 import pytest
 from mmengine.config import Config
 
+pytestmark = pytest.mark.versions
 CONFIG = 'configs/classification/mdeq-tiny_1xb64_digits.py'
 SEGMENTOR = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 CONTENT = (
@@ -113,6 +114,7 @@ def test_configs_of_an_unpacked_wheel(wheel, tmp_path):
         assert Config.fromfile(path).model
 
 
+@pytest.mark.slow
 def test_tools_of_an_unpacked_wheel(wheel, environment, workplace, tmp_path):
     """They find their configs, and the configs their bases, wherever they lie."""
     with zipfile.ZipFile(wheel) as archive:

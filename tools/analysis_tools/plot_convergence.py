@@ -1,63 +1,63 @@
-"""Plots how the equilibrium of test images converges, one line an image."""
+"""Plots how the equilibria of test images converge, one line per image."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
-import torch
-
-from mdeq_mm.deq import EquilibriumLayer
-from mdeq_mm.utils.launch import add_cfg_options, load_config, load_model
+from mdeq_mm.apis import (
+    build_test_loader,
+    load_config,
+    load_model,
+    single_layer,
+    solving_mode,
+)
+from mdeq_mm.benchmark import convergence_trace
+from mdeq_mm.cli import add_cfg_options, add_checkpoint, int_of_at_least
 from mdeq_mm.visualization import plot_convergence
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    add_checkpoint(parser)
     parser.add_argument('--out', default='convergence.png', help='default: %(default)s')
     parser.add_argument(
-        '--num-samples', type=int, default=16, help='images; default: %(default)s'
+        '--num-samples',
+        type=int_of_at_least(1),
+        default=16,
+        help='number of images; default: %(default)s',
     )
     parser.add_argument(
         '--max-evals',
-        type=int,
+        type=int_of_at_least(1),
         default=40,
         help='evaluations to show, whatever the budget and tolerance of the config; '
         'default: %(default)s',
     )
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = load_config(args)
-    model, loader = load_model(cfg, args.checkpoint)
-    (layer,) = (m for m in model.modules() if isinstance(m, EquilibriumLayer))
-    solver = layer.solver
-    tol, max_evals, stop_mode = solver.tol, solver.max_evals, solver.stop_mode
-    solver.tol, solver.max_evals = 0.0, args.max_evals
-    traces = []
-    layer.register_forward_hook(
-        lambda module, inputs, output: traces.append(output[1].trace)
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Plots the convergence."""
+    args = parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    model = load_model(cfg, args.checkpoint)
+    solver = solving_mode(single_layer(model)).solver
+    trace = convergence_trace(
+        model, build_test_loader(cfg), args.num_samples, args.max_evals
     )
-    with torch.no_grad():
-        for batch in loader:
-            model.test_step(batch)
-            if sum(trace.shape[1] for trace in traces) >= args.num_samples:
-                break
-    measures = {
-        'abs': r'absolute residual $\|f(z)-z\|$',
-        'rel': r'relative residual $\|f(z)-z\|\,/\,\|f(z)\|$',
-    }
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     plot_convergence(
-        torch.cat(traces, dim=1)[:, : args.num_samples],
+        trace,
         args.out,
         title=f'{Path(args.config).stem}, {type(solver).__name__}',
-        tol=tol or None,
-        max_evals=max_evals,
-        measure=measures[stop_mode],
+        tol=solver.tol or None,
+        max_evals=solver.max_evals,
+        stop_mode=solver.stop_mode,
     )
     print(f'{args.out} written')
 

@@ -1,54 +1,47 @@
 """Draws test images with their ground truth and the predicted segmentation."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
-import mmcv
-import torch
-
-from mdeq_mm.utils.launch import add_cfg_options, load_config, load_model
-from mdeq_mm.visualization import plot_segmentations
+from mdeq_mm.apis import build_test_loader, load_config, load_model
+from mdeq_mm.cli import add_cfg_options, add_checkpoint, int_of_at_least
+from mdeq_mm.visualization import plot_segmentations, segment_samples
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    add_checkpoint(parser)
     parser.add_argument(
         '--out', default='segmentation.png', help='default: %(default)s'
     )
     parser.add_argument(
         '--num-samples',
-        type=int,
+        type=int_of_at_least(1),
         default=8,
-        help='images, evenly spaced over the test set; default: %(default)s',
+        help='number of images, evenly spaced over the test set; default: %(default)s',
     )
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = load_config(args)
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Draws the images."""
+    args = parse_args(argv)
+    cfg = load_config(args.config, args.cfg_options)
     if cfg.default_scope != 'mmseg':
         raise ValueError(
             f"{args.config} must be of default_scope 'mmseg', got {cfg.default_scope!r}"
         )
-    model, loader = load_model(cfg, args.checkpoint)
-    dataset = loader.dataset
-    n_samples = min(args.num_samples, len(dataset))
-    samples = []
-    for position in range(n_samples):
-        data = dataset[position * len(dataset) // n_samples]
-        batch = {key: [value] for key, value in data.items()}
-        with torch.no_grad():
-            (result,) = model.test_step(batch)
-        image = mmcv.imread(result.img_path, channel_order='rgb')
-        maps = (result.gt_sem_seg, result.pred_sem_seg)
-        samples.append((image, *(m.data[0].cpu().numpy() for m in maps)))
+    dataset = build_test_loader(cfg).dataset
+    model = load_model(cfg, args.checkpoint)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     plot_segmentations(
-        samples,
+        segment_samples(model, dataset, args.num_samples),
         args.out,
         classes=dataset.metainfo['classes'],
         palette=dataset.metainfo['palette'],

@@ -3,16 +3,20 @@
 The digits are the 1,797 images of 8x8 pixels that come with scikit-learn (a part of the
 UCI "Optical Recognition of Handwritten Digits" data set). Every fourth image of each
 class is for testing. A scene is an image of 64x64 pixels with several digits on a
-textured background and an exact mask; test scenes hold test digits alone. The result is
+textured background and an exact mask. Test scenes hold test digits alone. The result is
 always the same.
 
     OUT/digits/{train,test}/{0..9}/*.png                   for CustomDataset
     OUT/digit_scenes/{img_dir,ann_dir}/{train,test}/*.png  for BaseSegDataset
 """
 
+from __future__ import annotations
+
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Optional
 
 import cv2
 import numpy as np
@@ -24,7 +28,7 @@ DIGITS_PER_SCENE = (3, 5)
 N_SCENES = {'train': 1000, 'test': 200}
 
 
-def split_digits():
+def split_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns ``{split: (images in 0..1 of shape (n, 8, 8), labels)}``."""
     digits = load_digits()
     images = digits.images.astype(np.float32) / 16
@@ -37,8 +41,8 @@ def split_digits():
     }
 
 
-def texture(rng):
-    """Returns a dark background of two colours, ``(H, W, 3)`` in 0..1."""
+def texture(rng: np.random.Generator) -> np.ndarray:
+    """Returns a dark background of two colours, RGB, ``(H, W, 3)`` in 0..1."""
     ys, xs = np.mgrid[:SCENE_SIZE, :SCENE_SIZE] / SCENE_SIZE
     angle, phase = rng.uniform(0, 2 * np.pi, 2)
     along = xs * np.cos(angle) + ys * np.sin(angle)
@@ -61,7 +65,9 @@ def texture(rng):
     return image + rng.normal(0, 0.03, image.shape)
 
 
-def free_window(rng, taken, size, attempts=30):
+def free_window(
+    rng: np.random.Generator, taken: np.ndarray, size: int, attempts: int = 30
+) -> Any:
     """Returns a square window in which nothing is taken, or None."""
     for _ in range(attempts):
         top, left = rng.integers(0, SCENE_SIZE - size, 2, endpoint=True)
@@ -71,8 +77,10 @@ def free_window(rng, taken, size, attempts=30):
     return None
 
 
-def scene(rng, images, labels):
-    """Returns an image ``(H, W, 3)`` and a mask ``(H, W)``, both uint8.
+def scene(
+    rng: np.random.Generator, images: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an RGB image ``(H, W, 3)`` and a mask ``(H, W)``, both uint8.
 
     In the mask 0 is background and ``k + 1`` is digit ``k``.
     """
@@ -93,20 +101,23 @@ def scene(rng, images, labels):
     return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
 
 
-def save(path, image):
+def save(path: Path, image: np.ndarray) -> None:
+    """Writes an image, BGR if it has colours, as OpenCV wants it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), image):
         raise OSError(f'{path} could not be written')
 
 
-def write_digits(out):
+def write_digits(out: Path) -> None:
+    """Writes the digits, one folder per class."""
     for split, (images, labels) in split_digits().items():
         for index, (image, label) in enumerate(zip(images, labels)):
             pixels = (image * 255).round().astype(np.uint8)
             save(out / split / str(label) / f'{index:04d}.png', pixels)
 
 
-def write_digit_scenes(out):
+def write_digit_scenes(out: Path) -> None:
+    """Writes the scenes and their masks."""
     for seed, (split, (images, labels)) in enumerate(split_digits().items()):
         rng = np.random.default_rng(seed)
         for index in range(N_SCENES[split]):
@@ -115,14 +126,15 @@ def write_digit_scenes(out):
             save(out / 'ann_dir' / split / f'{index:04d}.png', mask)
 
 
-def main():
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Writes the data sets that are not there yet."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         '--out-dir', type=Path, default=Path('data'), help='default: %(default)s'
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     for name, write in (('digits', write_digits), ('digit_scenes', write_digit_scenes)):
         target = args.out_dir / name

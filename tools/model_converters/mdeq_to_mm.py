@@ -1,6 +1,6 @@
 """Converts a checkpoint of the official MDEQ releases to MMPretrain or MMSegmentation.
 
-Task and architecture are told by the file. Nothing in it is run.
+The file itself tells task and architecture. No code in it is run.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
 from mdeq_mm import __version__
+from mdeq_mm.apis import build_model, load_config
 from mdeq_mm.checkpoints import (
     OfficialCheckpoint,
     OfficialModel,
@@ -25,12 +26,13 @@ from mdeq_mm.checkpoints import (
     describe_official_state_dict,
     read_official_checkpoint,
 )
-from mdeq_mm.utils.launch import add_cfg_options, build_model, load_config
+from mdeq_mm.cli import add_cfg_options
 
 SCOPES = {'classification': 'mmpretrain', 'segmentation': 'mmseg'}
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +45,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--config',
-        help='config whose model has to fit, instead of the one that shapes tell',
+        help='config whose model the file has to fit; default: one of the shapes in '
+        'the file',
     )
     add_cfg_options(parser)
     args = parser.parse_args(argv)
@@ -53,7 +56,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 
 def report(checkpoint: OfficialCheckpoint, described: OfficialModel) -> None:
-    facts = {
+    """Prints what is known about a file."""
+    facts: dict[str, Any] = {
         'sha256': checkpoint.sha256,
         'release': checkpoint.release,
         'task': described.task,
@@ -67,7 +71,7 @@ def report(checkpoint: OfficialCheckpoint, described: OfficialModel) -> None:
             f'out_channels={described.out_channels}'
         )
     if described.downsample_times is None:
-        facts['stem'] = 'strides are not told by the weights, 2 and 2 assumed'
+        facts['stem'] = 'the weights do not tell the strides, 2 and 2 are assumed'
     for prefix, n_keys in checkpoint.dropped.items():
         facts[f'dropped {prefix}*'] = f'{n_keys} keys'
     for name, fact in facts.items():
@@ -75,8 +79,9 @@ def report(checkpoint: OfficialCheckpoint, described: OfficialModel) -> None:
 
 
 def model_config(args: argparse.Namespace, described: OfficialModel) -> Config:
+    """Returns the config of the model that the file has to fit."""
     if args.config is not None:
-        return load_config(args)
+        return load_config(args.config, args.cfg_options)
     cfg = dict(
         custom_imports=dict(imports=['mdeq_mm'], allow_failed_imports=False),
         default_scope=SCOPES[described.task],
@@ -86,7 +91,7 @@ def model_config(args: argparse.Namespace, described: OfficialModel) -> Config:
 
 
 def build_reference(cfg: Config) -> BaseModel:
-    """Builds a model that has shapes alone."""
+    """Builds a model without memory, for the shapes of its tensors."""
     try:
         with torch.device('meta'):
             return build_model(cfg)
@@ -101,20 +106,21 @@ def build_reference(cfg: Config) -> BaseModel:
 
 
 def save(checkpoint: dict, path: Path) -> None:
-    """Writes a checkpoint; what is at the path is whole at any time."""
+    """Writes a checkpoint. At any time a whole file, or none, is at the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         with unfinished.open('wb') as file:
             torch.save(checkpoint, file)
         unfinished.replace(path)
-    except RuntimeError as error:  # torch's word for a full disk
+    except RuntimeError as error:  # torch raises it when the disk is full
         raise OSError(f'{path} could not be written: {error}') from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def convert(args: argparse.Namespace) -> None:
+    """Converts or inspects a file."""
     if args.dst is not None and args.dst.is_dir():
         raise ValueError(f'DST must be a file, {args.dst} is a directory')
     if args.dst is not None and args.dst.exists() and args.dst.samefile(args.src):
@@ -143,6 +149,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Converts or inspects a file; returns the exit code."""
     args = parse_args(argv)
     try:
         convert(args)

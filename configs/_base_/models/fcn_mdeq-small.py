@@ -1,6 +1,4 @@
 # MDEQ SMALL with the segmentation head of the official release, as the stock FCNHead.
-custom_imports = dict(imports=['mdeq_mm'], allow_failed_imports=False)
-
 norm_cfg = dict(type='SyncBN', momentum=0.01, requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',

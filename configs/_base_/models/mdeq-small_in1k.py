@@ -1,6 +1,4 @@
 # MDEQ SMALL for ImageNet of the official release (2021) with its classification head.
-custom_imports = dict(imports=['mdeq_mm'], allow_failed_imports=False)
-
 # The release measures the residual absolutely and so spends nearly always the budget.
 solver = dict(type='BroydenSolver', tol=1e-3, stop_mode='abs')
 model = dict(

@@ -1,6 +1,4 @@
 # MDEQ TINY of the official release (2021) with its classification head.
-custom_imports = dict(imports=['mdeq_mm'], allow_failed_imports=False)
-
 model = dict(
     type='ImageClassifier',
     backbone=dict(

@@ -6,27 +6,22 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from ..solvers import Solution
-from ..solvers.base import FixedPointFunction
+from ..forward_pass import ForwardPass
 
 
 class EquilibriumGradient(ABC):
-    """Turns a solution, which has no graph, into a state that autograd can
-    differentiate.
+    """Turns a solution, which has no graph, into a state that autograd differentiates.
 
-    Attributes:
-        starts_at_equilibrium (bool): Whether :meth:`attach` continues from a solved
-            equilibrium; otherwise it is given the initial state and no solve is needed.
+    Nothing of a pass is kept on the object. So two forward passes may come before one
+    backward pass, and one object may serve several layers and threads.
     """
 
-    starts_at_equilibrium = True
-
     @abstractmethod
-    def attach(self, f: FixedPointFunction, solution: Solution) -> Tensor:
+    def attach(self, forward_pass: ForwardPass) -> Tensor:
         """Returns the state ``(B, N)`` with a graph to what ``f`` depends on.
 
         Args:
-            f (Callable): The function that was solved, recorded by autograd. It must
-                compute in float32 or float64 outwardly, whatever autocast does inside.
-            solution (Solution): Its solution, or the initial state.
+            forward_pass (ForwardPass): The pass, with its function ``f``, which
+                autograd records, and its ``solution``. Its ``linearize()`` evaluates
+                ``f`` at the solution with a graph.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Optional, Union
 
 import torch
@@ -9,8 +11,9 @@ from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
 from ..builder import build
-from ..solvers import FixedPointSolver, LowRankInverse, Solution
-from ..solvers.base import FixedPointFunction
+from ..forward_pass import AdjointRecord, ForwardPass
+from ..initial_guesses import AdjointGuess
+from ..solvers import FixedPointSolver
 from .base import EquilibriumGradient
 
 
@@ -20,118 +23,142 @@ class ImplicitGradient(EquilibriumGradient):
 
     ``f`` is evaluated once more at the solution ``z``, with a graph. When the gradient
     ``g`` of the loss arrives there in backward, it is replaced by the solution of the
-    adjoint system ``y = J^T y + g``, ``J`` being the Jacobian of ``f`` at ``z``, found
-    with vector-Jacobian products through that one evaluation (MDEQ paper, section 3.2;
-    DEQ paper, theorem 1). Ordinary autograd carries ``y`` on to the parameters.
+    adjoint system ``y = J^T y + g``. There ``J`` is the Jacobian of ``f`` at ``z``
+    (MDEQ paper, section 3.2; DEQ paper, theorem 1). The solver needs only
+    vector-Jacobian products through that one evaluation. Ordinary autograd then carries
+    ``y`` on to the parameters.
 
-    The adjoint system is solved for the gradient scaled to unit norm in each sample, so
-    tolerances are relative to the gradient and loss scaling changes nothing. What the
-    solve found is left in ``solution.adjoint``. A gradient that holds NaN or Inf, as
-    when a loss scale was too large, is passed through without a solve, so that the
-    scaler sees it.
+    The adjoint system is solved for the gradient scaled to unit norm in each sample. So
+    tolerances are relative to the gradient, and loss scaling changes nothing. The
+    solution is reported to the :class:`ForwardPass`. A gradient that holds NaN or Inf,
+    as when a loss scale was too large, passes through without a solve, so that the
+    gradient scaler sees it.
 
-    The solve starts from the gradient itself, or from the gradient times the inverse
-    Jacobian that the forward solver ended with, which costs no product. Without a solve
-    the start is all: with ``init='inverse'`` that is SHINE (Ramzi et al., "SHINE:
-    SHaring the INverse Estimate from the forward pass for bi-level optimization and
-    implicit models", ICLR 2022, section 2), whose refinements are a solver with a small
-    budget.
+    The initial guess of the adjoint solve is the gradient itself, or the gradient times
+    the inverse Jacobian that the forward solver ended with, which costs no product.
+    Without a solver the guess is the result. With :class:`InverseJacobianGuess` that is
+    SHINE (Ramzi et al., "SHINE: SHaring the INverse Estimate from the forward pass for
+    bi-level optimization and implicit models", ICLR 2022, section 2); its refinements
+    are a solver with a small budget.
 
     Second derivatives are not available: backward with ``create_graph=True`` raises a
     ``RuntimeError``.
 
     Args:
-        solver (FixedPointSolver or dict, optional): Solver of the adjoint system; it
+        solver (FixedPointSolver or dict, optional): Solver of the adjoint system. It
             counts vector-Jacobian products as evaluations. None for no solve.
             Defaults to a :class:`BroydenSolver` with its own defaults.
-        init (str): Where the solve starts: ``'gradient'``, or ``'inverse'``, which
-            takes a forward solver with a low-rank inverse (:class:`BroydenSolver`) and
-            keeps its history until backward. Defaults to ``'gradient'``.
-
-    Raises:
-        ValueError: If ``init`` is unknown; by :meth:`attach` if the solution has no
-            low-rank inverse.
+        initial_guess (AdjointGuess or dict): Where the adjoint solve starts:
+            :class:`GradientGuess` or :class:`InverseJacobianGuess`. Defaults to
+            ``dict(type='GradientGuess')``.
 
     Examples:
         >>> import torch
-        >>> from mdeq_mm.deq import ImplicitGradient, PicardSolver
-        >>> a = torch.tensor(0.5, requires_grad=True)
-        >>> f = lambda z: a * z + 1
-        >>> solution = PicardSolver(max_evals=50, tol=1e-6).solve(f, torch.zeros(1, 1))
-        >>> ImplicitGradient().attach(f, solution).sum().backward()
-        >>> round(a.grad.item(), 3)  # d(1 / (1 - a)) / da = 1 / (1 - a)^2
+        >>> from mdeq_mm.deq import Cell, EquilibriumLayer, ImplicitGradient
+        >>> from mdeq_mm.deq import PicardSolver
+        >>> class Affine(Cell):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a = torch.nn.Parameter(torch.tensor(0.5))
+        ...
+        ...     def forward(self, states, injections):
+        ...         return (self.a * states[0] + injections[0],)
+        >>> solver = PicardSolver(max_evals=50, tol=1e-6)
+        >>> layer = EquilibriumLayer(Affine(), solver, ImplicitGradient(solver))
+        >>> layer((torch.ones(1, 1),)).features[0].sum().backward()
+        >>> round(layer.cell.a.grad.item(), 3)  # d(1 / (1 - a)) / da = 1 / (1 - a)^2
         4.0
     """
-
-    INITS = ('gradient', 'inverse')
 
     def __init__(
         self,
         solver: Optional[Union[FixedPointSolver, dict]] = dict(type='BroydenSolver'),
-        init: str = 'gradient',
+        initial_guess: Union[AdjointGuess, dict] = dict(type='GradientGuess'),
     ) -> None:
-        if init not in self.INITS:
-            raise ValueError(f'init must be one of {self.INITS}, got {init!r}')
         self.solver = (
             None
             if solver is None
             else build(solver, FixedPointSolver, 'gradient.solver')
         )
-        self.init = init
+        self.initial_guess = build(
+            initial_guess, AdjointGuess, 'gradient.initial_guess'
+        )
 
-    def attach(self, f: FixedPointFunction, solution: Solution) -> Tensor:
+    def attach(self, forward_pass: ForwardPass) -> Tensor:
+        """Returns ``f(z)`` with the adjoint solve in its backward.
+
+        Raises:
+            ValueError: If the initial guess needs an inverse Jacobian and the forward
+                solver has left none.
+        """
+        z, fz = forward_pass.linearize()
+        solution = forward_pass.solution
+        assert solution is not None  # the state is that of a solve
+        guess = self.initial_guess.bind(solution)
         with torch.enable_grad():
-            z = solution.state.detach().requires_grad_()
-            fz = f(z)
             # The hook lives on a node of its own: products through fz must not fire it.
             attached = fz.view_as(fz)
-        solution.linearization = (z, fz)
-        inverse = self._inverse(solution)
-
-        def solve_adjoint(grad: Optional[Tensor]) -> Optional[Tensor]:
-            if grad is None:  # autograd's way to say that it is zero
-                return None
-            if torch.is_grad_enabled():
-                raise RuntimeError(
-                    'ImplicitGradient has no second derivative: backward was called '
-                    'with create_graph=True. Use UnrolledGradient or PhantomGradient, '
-                    'which are differentiable twice.'
-                )
-            # Squares of tiny or huge numbers are out of the range of float32.
-            norm = torch.linalg.vector_norm(
-                grad, dim=1, keepdim=True, dtype=torch.float64
-            )
-            if not norm.isfinite().all():
-                return grad
-            unit = (grad / norm.clamp_min(torch.finfo(norm.dtype).tiny)).to(grad.dtype)
-            start = unit
-            if inverse is not None:
-                # (I - J^T)^-1 is minus the transposed inverse Jacobian of f(z) - z.
-                start = -inverse.apply_transpose(unit)
-                # A forward solve that ran away may have left one that is of no use.
-                finite = start.isfinite().all(dim=1, keepdim=True)
-                start = torch.where(finite, start, unit)
-            if self.solver is None:
-                return (start * norm).to(grad.dtype)
-
-            def adjoint_function(y: Tensor) -> Tensor:
-                (product,) = torch.autograd.grad(fz, z, y, retain_graph=True)
-                return product + unit
-
-            solution.adjoint = self.solver.solve(adjoint_function, start)
-            # Its history must not be there while autograd carries on.
-            solution.adjoint.inverse_jacobian = None
-            return (solution.adjoint.state * norm).to(grad.dtype)
-
-        attached.register_hook(solve_adjoint)
+        adjoint = _Adjoint(self.solver, guess, z, fz, forward_pass.adjoint_record)
+        attached.register_hook(adjoint)
         return attached
 
-    def _inverse(self, solution: Solution) -> Optional[LowRankInverse]:
-        if self.init == 'gradient':
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(solver={self.solver!r}, '
+            f'initial_guess={self.initial_guess!r})'
+        )
+
+
+class _Adjoint:
+    """The gradient hook of one forward pass.
+
+    Args:
+        solver (FixedPointSolver, optional): Solver of the adjoint system.
+        guess (Callable): Maps the unit gradient to where the solve starts.
+        z (Tensor): The solution as a leaf, ``(B, N)``.
+        fz (Tensor): ``f(z)`` with its graph, ``(B, N)``.
+        record (AdjointRecord): Takes the solution.
+    """
+
+    def __init__(
+        self,
+        solver: Optional[FixedPointSolver],
+        guess: Callable[[Tensor], Tensor],
+        z: Tensor,
+        fz: Tensor,
+        record: AdjointRecord,
+    ) -> None:
+        self.solver = solver
+        self.guess = guess
+        self.z = z
+        self.fz = fz
+        self.record = record
+
+    def __call__(self, grad: Optional[Tensor]) -> Optional[Tensor]:
+        if grad is None:  # autograd's way to say that it is zero
             return None
-        if solution.inverse_jacobian is None:
-            raise ValueError(
-                "init='inverse' takes a forward solver that ends with a low-rank "
-                'inverse, such as BroydenSolver; the one that was used has none'
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                'ImplicitGradient has no second derivative: backward was called with '
+                'create_graph=True. Use PhantomGradient or the unrolled mode, which '
+                'are differentiable twice.'
             )
-        return solution.inverse_jacobian
+        # Squares of tiny or huge numbers are out of the range of float32.
+        norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True, dtype=torch.float64)
+        if not norm.isfinite().all():
+            return grad
+        unit = (grad / norm.clamp_min(torch.finfo(norm.dtype).tiny)).to(grad.dtype)
+        y = self.guess(unit)
+        if self.solver is not None:
+            y = self._solve(self.solver, y, unit)
+        return (y * norm).to(grad.dtype)
+
+    def _solve(self, solver: FixedPointSolver, start: Tensor, unit: Tensor) -> Tensor:
+        def f(y: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(self.fz, self.z, y, retain_graph=True)
+            return product + unit
+
+        solution = solver.solve(f, start)
+        # The solver's history must not be there while autograd carries on.
+        self.record.report(replace(solution, inverse_jacobian=None))
+        return solution.state

@@ -6,8 +6,8 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from ..solvers import Solution
-from ..solvers.base import FixedPointFunction
+from ..checks import check_int, check_number
+from ..forward_pass import ForwardPass
 from .base import EquilibriumGradient
 
 
@@ -18,7 +18,7 @@ class PhantomGradient(EquilibriumGradient):
     ``z <- z + damping * (f(z) - z)``, ``steps`` times (Geng et al., "On Training
     Implicit Models", NeurIPS 2021, unrolling-based phantom gradient). ``steps=1,
     damping=1`` is Jacobian-free backpropagation (Fung et al., AAAI 2022).
-    Backward solves nothing; the memory is that of ``steps`` evaluations of ``f``.
+    Backward solves nothing. The memory is that of ``steps`` evaluations of ``f``.
 
     Args:
         steps (int): Iterations that are recorded, at least 1. Defaults to 5.
@@ -30,16 +30,18 @@ class PhantomGradient(EquilibriumGradient):
     """
 
     def __init__(self, steps: int = 5, damping: float = 0.5) -> None:
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f'steps must be an integer of at least 1, got {steps!r}')
-        if not 0 < damping <= 1:
-            raise ValueError(f'damping must be in (0, 1], got {damping!r}')
+        check_int('steps', steps, 1)
+        check_number('damping', damping, above=0, most=1)
         self.steps = steps
         self.damping = damping
 
-    def attach(self, f: FixedPointFunction, solution: Solution) -> Tensor:
-        z = solution.state.detach()
+    def attach(self, forward_pass: ForwardPass) -> Tensor:
+        """Returns the end of the damped iteration."""
+        z = forward_pass.state.detach()
         with torch.enable_grad():
             for _ in range(self.steps):
-                z = torch.lerp(z, f(z), self.damping)
+                z = torch.lerp(z, forward_pass.f(z), self.damping)
         return z
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(steps={self.steps}, damping={self.damping})'

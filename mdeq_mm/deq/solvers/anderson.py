@@ -9,23 +9,35 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver
-from .history import History, add_combination_, allocate, batched_dots, check_dtype
+from ..checks import check_choice, check_int, check_number
+from .base import FixedPointSolver, MethodState
+from .low_rank import add_combination_, allocate, batched_dots
 
 
 @dataclass
-class _History(History):
-    """The last residuals, their Gram matrix, the last mixed iterate, and how the ones
-    before differ from each other."""
+class AndersonState(MethodState):
+    """What Anderson acceleration remembers.
+
+    Attributes:
+        g (Tensor): The last residuals, ``(B, window, N)``; the newest takes the place
+            of the oldest.
+        gram (Tensor): Their Gram matrix, ``(B, window, window)``, float64.
+        differences (Tensor): Differences of consecutive mixed iterates,
+            ``(B, window - 1, N)``, in such a ring as well.
+        mixed (Tensor, optional): The last mixed iterate, ``(B, N)``; None before the
+            first step.
+        n_steps (int): Steps that were made.
+    """
 
     g: Tensor
     gram: Tensor
     differences: Tensor
     mixed: Optional[Tensor] = None
-    n_evals: int = 0
+    n_steps: int = 0
 
 
 @TASK_UTILS.register_module()
+@dataclass(frozen=True)
 class AndersonSolver(FixedPointSolver):
     """Anderson acceleration (type II) on ``g(z) = f(z) - z``.
 
@@ -43,12 +55,14 @@ class AndersonSolver(FixedPointSolver):
     The mixed iterates ``z_i + mixing g_i`` are stored as differences of consecutive
     ones, which shrink as they converge, so that rounding them does little harm.
 
-    It holds 2 x ``window`` states a sample.
+    It holds 2 x ``window`` states per sample.
 
     Args:
         max_evals (int): Budget of evaluations of ``f``. Defaults to 30.
         tol (float): Tolerance on the residual. Defaults to 1e-3.
         stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
+        check_interval (int, optional): As in :class:`FixedPointSolver`.
+            Defaults to None.
         window (int): Iterates that are combined, at least 1 (which is Picard
             iteration). Defaults to 6.
         ridge (float): Regularisation of the least-squares problem, relative.
@@ -62,77 +76,60 @@ class AndersonSolver(FixedPointSolver):
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(
-        self,
-        max_evals: int = 30,
-        tol: float = 1e-3,
-        stop_mode: str = 'rel',
-        window: int = 6,
-        ridge: float = 1e-6,
-        mixing: float = 1.0,
-        history_dtype: Optional[str] = None,
-    ) -> None:
-        super().__init__(max_evals, tol, stop_mode)
-        if not isinstance(window, int) or window < 1:
-            raise ValueError(f'window must be an integer of at least 1, got {window!r}')
-        if not ridge >= 0:
-            raise ValueError(f'ridge must not be negative, got {ridge!r}')
-        if not 0 < mixing <= 1:
-            raise ValueError(f'mixing must be in (0, 1], got {mixing!r}')
-        self.window = window
-        self.ridge = ridge
-        self.mixing = mixing
-        self.history_dtype = check_dtype(history_dtype)
+    window: int = 6
+    ridge: float = 1e-6
+    mixing: float = 1.0
+    history_dtype: Optional[str] = None
 
-    def _init_history(self, z0: Tensor) -> _History:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int('window', self.window, 1)
+        check_number('ridge', self.ridge, least=0)
+        check_number('mixing', self.mixing, above=0, most=1)
+        check_choice('history_dtype', self.history_dtype, (None, 'bfloat16'))
+
+    def init(self, z0: Tensor) -> AndersonState:
         window = min(self.window, self.max_evals)
-        return _History(
+        return AndersonState(
             g=allocate(z0, window, self.history_dtype),
             gram=z0.new_zeros(len(z0), window, window, dtype=torch.float64),
             differences=allocate(z0, window - 1, self.history_dtype),
         )
 
-    def _residual(self, history: _History, z: Tensor, fz: Tensor) -> Tensor:
-        room = history.g[:, history.n_evals % history.g.shape[1]]
+    def residual(self, state: AndersonState, z: Tensor, fz: Tensor) -> Tensor:
+        """Returns ``f(z) - z``, ``(B, N)``, and keeps it as the newest residual."""
+        room = state.g[:, state.n_steps % state.g.shape[1]]
         if room.dtype == z.dtype:
             return torch.sub(fz, z, out=room)
-        g = super()._residual(history, z, fz)
+        g = super().residual(state, z, fz)
         room.copy_(g)
         return g
 
-    def _advance(
-        self,
-        history: _History,
-        z: Tensor,
-        fz: Tensor,
-        g: Tensor,
-        active: Optional[Tensor],
-    ) -> Tensor:
-        number, window = history.n_evals, history.g.shape[1]
-        history.n_evals += 1
+    def step(self, state: AndersonState, z: Tensor, fz: Tensor, g: Tensor) -> Tensor:
+        number, window = state.n_steps, state.g.shape[1]
+        state.n_steps += 1
         slot, used = number % window, slice(min(number + 1, window))
-        # One new row of the Gram matrix an evaluation.
-        (products,) = batched_dots(history.g[:, used], g)
-        products = products.to(history.gram.dtype)
-        history.gram[:, slot, used] = products
-        history.gram[:, used, slot] = products
-        alpha = self._coefficients(history.gram[:, used, used], slot)
+        # The Gram matrix gets one new row per evaluation.
+        (products,) = batched_dots(state.g[:, used], g)
+        products = products.to(state.gram.dtype)
+        state.gram[:, slot, used] = products
+        state.gram[:, used, slot] = products
+        alpha = self.coefficients(state.gram[:, used, used], slot)
 
-        last = history.mixed
-        mixed = history.mixed = (
-            fz if self.mixing == 1 else torch.add(z, g, alpha=self.mixing)
-        )
-        if number == 0 or window == 1:
+        last = state.mixed
+        mixed = fz if self.mixing == 1 else torch.add(z, g, alpha=self.mixing)
+        state.mixed = mixed
+        if last is None or window == 1:
             return mixed
         slot, used = (number - 1) % (window - 1), slice(min(number, window - 1))
-        torch.sub(mixed, last, out=history.differences[:, slot])
+        torch.sub(mixed, last, out=state.differences[:, slot])
         # A difference is in all iterates older than itself: with their joint weight.
         weights = alpha.roll(-number - 1, 1).cumsum(1)[:, :-1].roll(number, 1)
         return add_combination_(
-            mixed.clone(), -weights.to(mixed.dtype), history.differences[:, used]
+            mixed.clone(), -weights.to(mixed.dtype), state.differences[:, used]
         )
 
-    def _coefficients(self, gram: Tensor, newest: int) -> Tensor:
+    def coefficients(self, gram: Tensor, newest: int) -> Tensor:
         """Minimises the regularised quadratic form under the sum constraint.
 
         Args:

@@ -9,21 +9,23 @@ import torch
 from mmengine.registry import TASK_UTILS
 from torch import Tensor
 
-from .base import FixedPointSolver
-from .history import (
-    History,
-    add_combination_,
-    allocate,
-    batched_dots,
-    check_dtype,
-    choose,
-)
-from .solution import LowRankInverse
+from ..checks import check_choice, check_int
+from .base import FixedPointSolver, MethodState
+from .loop import choose
+from .low_rank import LowRankInverse, add_combination_, allocate, batched_dots
 
 
 @dataclass
-class _History(History):
-    """The last steps, their Gram matrix, and the core of the inverse Jacobian."""
+class BroydenState(MethodState):
+    """What Broyden's method remembers.
+
+    Attributes:
+        steps (Tensor): The last steps, ``(B, slots, N)``; the newest takes the place of
+            the oldest.
+        gram (Tensor): Their Gram matrix, ``(B, slots, slots)``, float64.
+        core (Tensor): The core of the inverse Jacobian, ``(B, slots, slots)``, float64.
+        n_steps (int): Steps that were made.
+    """
 
     steps: Tensor
     gram: Tensor
@@ -32,11 +34,12 @@ class _History(History):
 
 
 @TASK_UTILS.register_module()
+@dataclass(frozen=True)
 class BroydenSolver(FixedPointSolver):
     """Broyden's "good" method on ``g(z) = f(z) - z``.
 
     The inverse Jacobian of ``g`` starts as ``-I`` (so that the first step is Picard's)
-    and gets one rank-one update an evaluation by the Sherman-Morrison formula. Each
+    and gets one rank-one update per evaluation by the Sherman-Morrison formula. Each
     sample has its own. This is the solver of the MDEQ paper (section 3.2).
 
     Each update is made of two consecutive steps, so the steps are all that is stored
@@ -45,12 +48,14 @@ class BroydenSolver(FixedPointSolver):
     to date with the Gram matrix of the steps, so that an evaluation costs two products
     with ``S``. When the memory is full the oldest update is left out.
 
-    It holds one buffer of ``memory + 1`` states a sample.
+    It holds one buffer of ``memory + 1`` states per sample.
 
     Args:
         max_evals (int): Budget of evaluations of ``f``. Defaults to 30.
         tol (float): Tolerance on the residual. Defaults to 1e-3.
         stop_mode (str): ``'abs'`` or ``'rel'``. Defaults to ``'rel'``.
+        check_interval (int, optional): As in :class:`FixedPointSolver`.
+            Defaults to None.
         memory (int): Rank-one updates that are kept, at least 1. Defaults to 10.
         history_dtype (str, optional): ``'bfloat16'`` keeps the steps in half the
             memory. Where convergence is slow it takes a few more evaluations, and more
@@ -60,41 +65,28 @@ class BroydenSolver(FixedPointSolver):
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(
-        self,
-        max_evals: int = 30,
-        tol: float = 1e-3,
-        stop_mode: str = 'rel',
-        memory: int = 10,
-        history_dtype: Optional[str] = None,
-    ) -> None:
-        super().__init__(max_evals, tol, stop_mode)
-        if not isinstance(memory, int) or memory < 1:
-            raise ValueError(f'memory must be an integer of at least 1, got {memory!r}')
-        self.memory = memory
-        self.history_dtype = check_dtype(history_dtype)
+    memory: int = 10
+    history_dtype: Optional[str] = None
 
-    def _init_history(self, z0: Tensor) -> _History:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int('memory', self.memory, 1)
+        check_choice('history_dtype', self.history_dtype, (None, 'bfloat16'))
+
+    def init(self, z0: Tensor) -> BroydenState:
         # The last evaluation is not stepped from.
         slots = min(self.memory + 1, self.max_evals - 1)
         gram = z0.new_zeros(len(z0), slots, slots, dtype=torch.float64)
         steps = allocate(z0, slots, self.history_dtype)
-        return _History(steps, gram, torch.zeros_like(gram))
+        return BroydenState(steps, gram, torch.zeros_like(gram))
 
-    def _advance(
-        self,
-        history: _History,
-        z: Tensor,
-        fz: Tensor,
-        g: Tensor,
-        active: Optional[Tensor],
-    ) -> Tensor:
-        number, slots = history.n_steps, history.steps.shape[1]
-        history.n_steps += 1
+    def step(self, state: BroydenState, z: Tensor, fz: Tensor, g: Tensor) -> Tensor:
+        number, slots = state.n_steps, state.steps.shape[1]
+        state.n_steps += 1
         slot, last, used = number % slots, (number - 1) % slots, min(number, slots)
-        steps = history.steps[:, :used]
-        gram = history.gram[:, :used, :used]
-        core = history.core[:, :used, :used]
+        steps = state.steps[:, :used]
+        gram = state.gram[:, :used, :used]
+        core = state.core[:, :used, :used]
         if number == 0:
             direction, scale = g, g.new_ones(len(g), 1)
             row = gram.new_empty(len(g), 0)
@@ -116,35 +108,39 @@ class BroydenSolver(FixedPointSolver):
             row = (gram[:, last].unsqueeze(1) @ core).squeeze(1)
             row[:, last] -= 1
             row = torch.where(regular, row / squared, 0)
-        self._write(history, slot, direction, scale, row, active)
+        _write(state, slot, direction, scale, row)
         return torch.addcmul(z, direction, scale, out=direction)
 
-    @staticmethod
-    def _write(
-        history: _History,
-        slot: int,
-        direction: Tensor,
-        scale: Tensor,
-        row: Tensor,
-        active: Optional[Tensor],
-    ) -> None:
-        """Puts a step into its slot, in place of the oldest if all are taken."""
-        used, before = row.shape[1], history.core
-        if active is None:
-            torch.mul(direction, scale, out=history.steps[:, slot])
-        else:
-            # A slot that is not taken yet may hold anything, NaN as well.
-            old = history.steps[:, slot] if slot < used else torch.zeros_like(direction)
-            step = choose(active, direction * scale, old.to(direction.dtype))
-            history.steps[:, slot] = step
-            history.core = before.clone()
-        history.core[:, slot, :used] = row
-        # Without its column the step that was here before is in no update any more.
-        history.core[:, :, slot] = 0
-        if active is not None:
-            # The inverse of a sample that has stopped stays as it is.
-            history.core = torch.where(active.view(-1, 1, 1), history.core, before)
+    def inverse_jacobian(self, state: BroydenState) -> LowRankInverse:
+        """Returns the approximate inverse Jacobian after the last step."""
+        used = min(state.n_steps, state.steps.shape[1])
+        return LowRankInverse(state.steps[:, :used], state.core[:, :used, :used])
 
-    def _inverse_jacobian(self, history: _History) -> LowRankInverse:
-        used = min(history.n_steps, history.steps.shape[1])
-        return LowRankInverse(history.steps[:, :used], history.core[:, :used, :used])
+
+def _write(
+    state: BroydenState, slot: int, direction: Tensor, scale: Tensor, row: Tensor
+) -> None:
+    """Puts a step into its slot, in place of the oldest if all are taken.
+
+    Args:
+        state (BroydenState): Where to write.
+        slot (int): Number of the slot.
+        direction (Tensor): Direction of the step, ``(B, N)``.
+        scale (Tensor): By what to multiply it, ``(B, 1)``.
+        row (Tensor): The new row of the core, as far as slots are taken, ``(B, used)``.
+    """
+    used, before, active = row.shape[1], state.core, state.active
+    if active is None:
+        torch.mul(direction, scale, out=state.steps[:, slot])
+    else:
+        # A slot that is not taken yet may hold anything, NaN as well.
+        old = state.steps[:, slot] if slot < used else torch.zeros_like(direction)
+        step = choose(active, direction * scale, old.to(direction.dtype))
+        state.steps[:, slot] = step
+        state.core = before.clone()
+    state.core[:, slot, :used] = row
+    # Without its column the step that was here before is in no update any more.
+    state.core[:, :, slot] = 0
+    if active is not None:
+        # The inverse of a sample that has stopped stays as it is.
+        state.core = torch.where(active.view(-1, 1, 1), state.core, before)

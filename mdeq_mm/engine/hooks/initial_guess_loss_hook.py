@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional, cast
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ...deq import EquilibriumLayer
-from ...deq.layer import Solve
-from ...models import ProjectedGuess
-from .utils import equilibrium_layers, unwrapped
+from ...deq import EquilibriumLayer, ForwardPass, LearnedGuess, equilibrium_layers
+from ...deq.checks import check_number
+from .base import ExtraLossHook, ModelCall
 
 
 @HOOKS.register_module()
-class InitialGuessLossHook(Hook):
-    """Trains a :class:`ProjectedGuess` to start solves near their equilibrium.
+class InitialGuessLossHook(ExtraLossHook):
+    """Trains a :class:`LearnedGuess` to start solves near their equilibrium.
 
     Adds ``loss_initial_guess = weight * ||z0 - z||^2 / ||z||^2``, the mean over the
-    samples, to the losses, where ``z0`` is the guess and ``z`` what was found, in the
-    shallow phase the end of the unroll. It is differentiated with respect to the
-    convolutions of the guess alone.
+    samples, to the losses. ``z0`` is the guess and ``z`` what was found: the
+    equilibrium, or the last state of the unrolled mode. The loss is differentiated with
+    respect to the parameters of the guess alone.
 
     Args:
         weight (float): Weight of the loss, positive. Defaults to 1.0.
@@ -33,53 +31,64 @@ class InitialGuessLossHook(Hook):
 
     Examples:
         >>> backbone = dict(type='MDEQ', initial_guess=dict(type='ProjectedGuess'))
-        >>> custom_hooks = [
-        ...     dict(type='ImplicitGradientHook', pretrain_iters=3000),
-        ...     dict(type='InitialGuessLossHook'),
-        ... ]
+        >>> default_hooks = dict(
+        ...     equilibrium=dict(type='ImplicitGradientHook', pretrain_iters=3000),
+        ...     initial_guess_loss=dict(type='InitialGuessLossHook'),
+        ... )
     """
 
+    loss_name = 'loss_initial_guess'
+
     def __init__(self, weight: float = 1.0) -> None:
-        if not weight > 0:
-            raise ValueError(f'weight must be positive, got {weight!r}')
+        super().__init__()
+        check_number('weight', weight, above=0)
         self.weight = weight
 
     def before_train(self, runner: Runner) -> None:
-        """Registers what compares guess and result and what adds the loss."""
-        model = unwrapped(runner.model)
-        layers = [
-            layer
-            for layer in equilibrium_layers(model)
-            if isinstance(layer.initial_guess, ProjectedGuess)
-        ]
+        """Says to the guesses that something trains them.
+
+        Raises:
+            ValueError: If the model has no learned initial guess.
+        """
+        super().before_train(runner)
+        layers = _guessing_layers(runner.model)
         if not layers:
             raise ValueError(
                 'InitialGuessLossHook needs a model with a learned initial guess, such '
                 "as backbone=dict(type='MDEQ', "
                 "initial_guess=dict(type='ProjectedGuess'))"
             )
-        # Plain functions: bound methods would be deep-copied along with the model.
-        errors: list[Tensor] = []
-        weight = self.weight
-
-        def compare(layer: EquilibriumLayer, solve: Solve) -> None:
-            if layer.training and solve.guess.requires_grad:
-                errors.append(relative_error(solve.guess, solve.state.detach()))
-
-        def add_loss(module: nn.Module, args: Any, output: Any) -> Any:
-            if not errors or not isinstance(output, dict):
-                return output
-            loss = weight * torch.stack(errors).mean()
-            errors.clear()
-            return {**output, 'loss_initial_guess': loss}
-
         for layer in layers:
-            layer.initial_guess.supervised = True
-            layer.register_solve_hook(compare)
-        model.register_forward_hook(add_loss)
+            guess = cast(LearnedGuess, layer.initial_guess)
+            self.run_scope.enter_context(guess.supervision())
+
+    def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        """Lets the loss in."""
+        super().before_train_iter(runner, *args, **kwargs)
+        self.open(runner.model, _guessing_layers(runner.model))
+
+    def observe(
+        self, layer: EquilibriumLayer, forward_pass: ForwardPass
+    ) -> Optional[Tensor]:
+        """Returns the error of the guess, a scalar."""
+        if not (layer.training and forward_pass.guess.requires_grad):
+            return None
+        return relative_error(forward_pass.guess, forward_pass.state.detach())
+
+    def loss(self, kept: list[Tensor], call: ModelCall) -> Tensor:
+        """Returns the weighted mean over the passes."""
+        return self.weight * torch.stack(kept).mean()
 
 
 def relative_error(guess: Tensor, state: Tensor) -> Tensor:
     """Returns the mean over the samples of ``||guess - state||^2 / ||state||^2``."""
     squared_norm = state.square().sum(1).clamp_min(torch.finfo(state.dtype).tiny)
     return ((guess - state).square().sum(1) / squared_norm).mean()
+
+
+def _guessing_layers(model: nn.Module) -> list[EquilibriumLayer]:
+    return [
+        layer
+        for layer in equilibrium_layers(model)
+        if isinstance(layer.initial_guess, LearnedGuess)
+    ]

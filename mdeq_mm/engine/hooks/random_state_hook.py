@@ -1,10 +1,10 @@
-"""Random generators as part of the checkpoint."""
+"""Random generators as part of the checkpoint, which stock OpenMMLab lacks."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 class RandomStateHook(Hook):
     """Makes a resumed run draw the random numbers an uninterrupted one would.
 
+    This hook has nothing to do with equilibria. Stock OpenMMLab does not store the
+    state of the random generators in its checkpoints, so a run that is resumed there
+    ends with other weights than one that was never interrupted.
+
     Dropout masks and augmentation depend on the generators of Python, numpy and torch.
     The hook stores their states, those of every process, in each checkpoint, restores
     them on resuming at the point where the next batch is fetched, and keeps validation
@@ -29,7 +33,7 @@ class RandomStateHook(Hook):
     (``persistent_workers=False``) and the checkpoint was written at the end of one.
 
     Examples:
-        >>> custom_hooks = [dict(type='RandomStateHook')]
+        >>> default_hooks = dict(random_state=dict(type='RandomStateHook'))
     """
 
     # States of several processes are gathered before CheckpointHook (VERY_LOW) saves.
@@ -135,7 +139,8 @@ def _gather_states() -> list[dict]:
 
 def _get_states() -> dict:
     """Returns the states as numbers, tuples and tensors, which torch loads safely."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state = cast(tuple[Any, ...], np.random.get_state())
+    kind, keys, position, has_gauss, gauss = state
     return dict(
         python=random.getstate(),
         numpy=(kind, keys.tolist(), position, has_gauss, gauss),

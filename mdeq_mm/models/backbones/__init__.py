@@ -1,3 +1,5 @@
+"""Backbones that return an equilibrium."""
+
 from .mdeq import MDEQ
 
 __all__ = ['MDEQ']

@@ -6,49 +6,51 @@ https://arxiv.org/abs/2006.08656.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Optional, Union
+from collections.abc import Sequence
+from typing import Any, Optional, Union, cast
 
-from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from ...deq import EquilibriumGradient, EquilibriumLayer, FixedPointSolver, InitialGuess
-from ..cells import MultiscaleCell
-from ..initial_guesses import ProjectedGuess
+from ...deq import (
+    Cell,
+    EquilibriumGradient,
+    EquilibriumLayer,
+    FixedPointSolver,
+    InitialGuess,
+)
+from ...deq.builder import build
+from ...deq.checks import check_choice, check_int
+from .stem import make_injection, make_stem
 
 
 @MODELS.register_module()
 class MDEQ(BaseModule):
     """Multiscale deep equilibrium model (MDEQ) as a backbone.
 
-    A stem, an injection into the finest resolution, and the joint equilibrium of all
-    resolutions: ``arch='small'`` gives strides 4, 8, 16 and 32, like HRNet. Gradients
-    are implicit, so that training memory does not depend on the number of evaluations.
+    A stem and an injection compute the finest feature map of the image. The backbone
+    returns the joint equilibrium of all resolutions: ``arch='small'`` gives strides 4,
+    8, 16 and 32, like HRNet. Gradients are implicit, so that training memory does not
+    depend on the number of evaluations.
 
     Any image size works whose height and width are more than half the coarsest stride;
     odd sizes round up, as with strided convolutions.
 
     Args:
-        arch (str or dict): Name of an architecture, ``'tiny'`` and ``'cifar-large'``
-            for images of CIFAR's size, ``'small'``, ``'large'`` and ``'xl'`` for larger
-            ones; or a dict with the keys
-
-            - ``channels`` (Sequence[int]): channels of each branch, finest first;
-            - ``num_blocks`` (Sequence[int]): residual blocks of each branch, default 1;
-            - ``num_big_kernels`` (Sequence[int]): convolutions of a residual block that
-              are 5x5, for each branch, default 0;
-            - ``expansion`` (int): of the residual blocks, default 5;
-            - ``num_groups`` (int): of GroupNorm, default 8;
-            - ``post_norm_affine`` (bool): affine parameters in the norm after the
-              fusion, default True;
-            - ``downsample_times`` (int): halvings in the stem, default 2.
-
-            Defaults to ``'small'``.
+        arch (str or dict, optional): Shorthand for ``cell`` and ``downsample_times``:
+            ``'tiny'`` or ``'cifar-large'`` for images of CIFAR's size, ``'small'``,
+            ``'large'`` or ``'xl'`` for larger ones; or a dict of ``channels`` and, if
+            wanted, other arguments of :class:`MultiscaleCell` and ``downsample_times``.
+            Defaults to None, which is ``'small'`` unless ``cell`` is given.
+        cell (Cell or dict, optional): The function whose equilibrium is sought, or its
+            config in mmengine's ``MODELS``. Its attribute ``channels`` gives the
+            channels of each branch; branch ``i`` has stride ``2^i`` relative to branch
+            0. Defaults to None, the :class:`MultiscaleCell` that ``arch`` describes.
+        downsample_times (int, optional): Halvings in the stem. Defaults to None: what
+            ``arch`` says, and 2 if it says nothing.
         in_channels (int): Channels of the image. Defaults to 3.
         out_indices (Sequence[int], optional): Branches that are returned, 0 is the
             finest. Defaults to None, all of them.
@@ -57,41 +59,40 @@ class MDEQ(BaseModule):
         gradient (EquilibriumGradient or dict): How to differentiate the equilibrium.
             Defaults to ``dict(type='ImplicitGradient', solver=dict(
             type='BroydenSolver', max_evals=27, tol=1e-3, history_dtype='bfloat16'))``:
-            in backward the history lies next to the activations.
+            in backward the history takes memory next to the activations.
         initial_guess (InitialGuess or dict): Where the solve starts: ``ZeroGuess``;
             ``PreviousGuess``, for video; or ``ProjectedGuess``, which is learned.
             Defaults to ``dict(type='ZeroGuess')``.
-        num_layers (int): Applications of the cell in the shallow mode, see
-            :class:`ImplicitGradientHook`. Defaults to 5.
-        dropout (float): Probability of the variational dropout in the cell.
-            Defaults to 0.0.
-        frozen_stages (int): 0 freezes stem and injection, 1 the cell as well, -1
+        num_layers (int): Evaluations of the cell where it is unrolled instead of
+            solved, see :class:`ImplicitGradientHook`. Defaults to 5.
+        dropout (float, optional): Probability of the variational dropout in the cell
+            that ``arch`` describes. Defaults to None, that of the cell.
+        frozen_stages (int): 0 freezes stem and injection, 1 the equilibrium as well, -1
             nothing. Frozen batch norms use their running statistics. Defaults to -1.
         norm_eval (bool): Whether batch norms stay in evaluation mode while training.
             Defaults to False.
-        conv_cfg (dict, optional): Config of the convolutions. Defaults to None
-            (``Conv2d``).
-        norm_cfg (dict): Config of the norms of stem and injection (those of the cell
-            are GroupNorm). Defaults to ``dict(type='BN', requires_grad=True)``.
-        act_cfg (dict): Config of the activations. Defaults to ``dict(type='ReLU')``.
-        with_cp (bool): Whether autograd saves the inputs of the cell's residual blocks
-            and fusions alone. Each vector-Jacobian product of the adjoint solve then
-            computes the rest again, at the price of about one evaluation.
-            Defaults to False.
+        conv_cfg (dict, optional): Config of the convolutions of stem, injection and
+            that cell. Defaults to None (``Conv2d``).
+        norm_cfg (dict): Config of the norms of stem and injection. Defaults to
+            ``dict(type='BN', requires_grad=True)``.
+        act_cfg (dict): Config of their activations. Defaults to ``dict(type='ReLU')``.
+        with_cp (bool, optional): Whether autograd saves only the inputs of the parts of
+            that cell. Each vector-Jacobian product then computes the rest again, at the
+            price of about one evaluation. Defaults to None, that of the cell.
         compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
             its defaults, with which the cell is compiled for the forward solve.
             Evaluations that autograd records are not compiled. Needs torch 2.5.
             Defaults to None, not compiled.
         deploy (bool): Whether weight normalisation is folded into plain weights, see
-            :meth:`switch_to_deploy`; takes checkpoints saved after it.
-            Defaults to False.
+            :meth:`switch_to_deploy`. Such a model loads the checkpoints that were saved
+            after it. Defaults to False.
         init_cfg (dict or list[dict], optional): Initialization config. Defaults to
-            None, the paper's: normal with standard deviation 0.01 for every convolution
-            that is not weight-normalised.
+            None, that of the paper: normal with standard deviation 0.01 for every
+            convolution that is not weight-normalised.
 
     Raises:
-        TypeError: If ``arch``, a solver or a gradient has unknown or missing keys.
-        ValueError: If an argument is out of its range.
+        TypeError: If ``arch`` or a config has unknown or missing keys.
+        ValueError: If an argument is out of its range or excludes another one.
 
     Examples:
         >>> import torch
@@ -103,7 +104,9 @@ class MDEQ(BaseModule):
         [(1, 32, 16, 24), (1, 64, 8, 12), (1, 128, 4, 6), (1, 256, 2, 3)]
     """
 
-    arch_settings = {
+    # Each architecture as far as it differs from the defaults of MultiscaleCell, and
+    # from a stem that halves twice.
+    arch_settings: dict[str, dict[str, Any]] = {
         'tiny': dict(channels=(24, 24), post_norm_affine=False, downsample_times=0),
         'cifar-large': dict(
             channels=(32, 64, 128, 256), post_norm_affine=False, downsample_times=0
@@ -112,14 +115,7 @@ class MDEQ(BaseModule):
         'large': dict(channels=(80, 160, 320, 640)),
         'xl': dict(channels=(88, 176, 352, 704), expansion=6),
     }
-    arch_defaults = dict(
-        num_blocks=None,
-        num_big_kernels=None,
-        expansion=5,
-        num_groups=8,
-        post_norm_affine=True,
-        downsample_times=2,
-    )
+    default_downsample_times = 2
     paper_init_cfg = [
         dict(type='Normal', layer='Conv2d', std=0.01),
         dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
@@ -127,7 +123,9 @@ class MDEQ(BaseModule):
 
     def __init__(
         self,
-        arch: Union[str, dict] = 'small',
+        arch: Optional[Union[str, dict]] = None,
+        cell: Optional[Union[Cell, dict]] = None,
+        downsample_times: Optional[int] = None,
         in_channels: int = 3,
         out_indices: Optional[Sequence[int]] = None,
         forward_solver: Union[FixedPointSolver, dict] = dict(
@@ -141,104 +139,88 @@ class MDEQ(BaseModule):
         ),
         initial_guess: Union[InitialGuess, dict] = dict(type='ZeroGuess'),
         num_layers: int = 5,
-        dropout: float = 0.0,
+        dropout: Optional[float] = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         conv_cfg: Optional[dict] = None,
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         act_cfg: dict = dict(type='ReLU'),
-        with_cp: bool = False,
+        with_cp: Optional[bool] = None,
         compile_cell: Optional[dict] = None,
         deploy: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
         super().__init__(self.paper_init_cfg if init_cfg is None else init_cfg)
-        arch = self._arch(arch)
-        channels = tuple(arch['channels'])
-        downsample_times = arch.pop('downsample_times')
-        if downsample_times < 0:
-            raise ValueError(
-                f'downsample_times must not be negative, got {downsample_times}'
-            )
-        if frozen_stages not in (-1, 0, 1):
-            raise ValueError(f'frozen_stages must be -1, 0 or 1, got {frozen_stages!r}')
-        cell = MultiscaleCell(
-            **arch,
-            dropout=dropout,
-            conv_cfg=conv_cfg,
-            act_cfg=act_cfg,
-            with_cp=with_cp,
-        )
+        cfgs = dict(conv_cfg=conv_cfg, act_cfg=act_cfg)
+        options = dict(dropout=dropout, with_cp=with_cp)
+        function, times = self._make_cell(arch, cell, options, cfgs)
+        downsample_times = times if downsample_times is None else downsample_times
+        check_int('downsample_times', downsample_times, 0)
+        check_int('in_channels', in_channels, 1)
+        check_choice('frozen_stages', frozen_stages, (-1, 0, 1))
+        self.channels: tuple[int, ...] = tuple(function.channels)
+        self.coarsest_stride = 2 ** (downsample_times + len(self.channels) - 1)
         self.in_channels = in_channels
-        self.channels = channels
-        self.coarsest_stride = 2 ** (downsample_times + len(channels) - 1)
-        self.out_indices = self._out_indices(out_indices)
+        branches = range(len(self.channels))
+        self.out_indices = tuple(branches if out_indices is None else out_indices)
+        if not self.out_indices or not set(self.out_indices) <= set(branches):
+            raise ValueError(
+                f'out_indices must be branches of 0 to {branches[-1]}, '
+                f'got {out_indices!r}'
+            )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
-        strides = [2] * downsample_times + [1] * max(2 - downsample_times, 0)
-        conv_kwargs = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
-        # Plain containers: mmengine would descend into its own and let every ConvModule
-        # initialise itself again, after init_cfg.
-        self.stem = nn.Sequential(
-            *(
-                ConvModule(
-                    in_channels if level == 0 else channels[0],
-                    channels[0],
-                    3,
-                    stride=stride,
-                    padding=1,
-                    **conv_kwargs,
-                )
-                for level, stride in enumerate(strides)
-            )
-        )
-        self.injection = nn.Sequential()
-        if downsample_times > 0 or len(channels) > 2:
-            self.injection.append(
-                ConvModule(channels[0], channels[0], 1, **conv_kwargs)
-            )
-        if isinstance(initial_guess, dict) and (
-            initial_guess.get('type') in ('ProjectedGuess', ProjectedGuess)
-        ):
-            initial_guess = dict(channels=channels, **initial_guess)
+        cfgs['norm_cfg'] = norm_cfg
+        width = self.channels[0]
+        self.stem = make_stem(in_channels, width, downsample_times, **cfgs)
+        self.injection = make_injection(width, len(branches), downsample_times, **cfgs)
+        defaults = dict(channels=self.channels)
+        guess = build(initial_guess, InitialGuess, 'initial_guess', defaults=defaults)
         self.equilibrium = EquilibriumLayer(
-            cell, forward_solver, gradient, num_layers, initial_guess, compile_cell
+            function, forward_solver, gradient, num_layers, guess, compile_cell
         )
-        self._replayed: Optional[Sequence[Tensor]] = None
         self._freeze_stages()
         if deploy:
             self.switch_to_deploy()
 
-    def _arch(self, arch: Union[str, dict]) -> dict:
-        if isinstance(arch, str):
-            if arch not in self.arch_settings:
+    def _make_cell(
+        self,
+        arch: Optional[Union[str, dict]],
+        cell: Optional[Union[Cell, dict]],
+        options: dict[str, Any],
+        cfgs: dict[str, Any],
+    ) -> tuple[Any, int]:
+        """Returns the cell, and the halvings of the stem that go with it."""
+        options = {key: value for key, value in options.items() if value is not None}
+        if cell is not None:
+            if arch is not None or options:
                 raise ValueError(
-                    f'arch must be one of {", ".join(self.arch_settings)}, or a dict, '
-                    f'got {arch!r}'
+                    'arch, dropout and with_cp exclude cell, whose config takes them, '
+                    f'got cell={cell!r}, arch={arch!r} and {options}'
                 )
-            arch = self.arch_settings[arch]
-        allowed = {'channels', *self.arch_defaults}
-        if not isinstance(arch, dict) or not {'channels'} <= set(arch) <= allowed:
+            function = build(cell, Cell, 'cell', registry=MODELS)
+            if not getattr(function, 'channels', None):
+                raise TypeError(
+                    'cell must have an attribute channels, one number per branch, but '
+                    f'{type(function).__name__} has none'
+                )
+            return function, self.default_downsample_times
+        settings: Any = 'small' if arch is None else arch
+        if isinstance(settings, str):
+            check_choice('arch', settings, tuple(self.arch_settings))
+            settings = self.arch_settings[settings]
+        if not isinstance(settings, dict) or 'channels' not in settings:
             raise TypeError(
                 "arch must be a name or a dict with the key 'channels' and, if wanted, "
-                f'{", ".join(self.arch_defaults)}, got {arch!r}'
+                f'other arguments of MultiscaleCell, got {arch!r}'
             )
-        return {**self.arch_defaults, **arch}
-
-    def _out_indices(self, out_indices: Optional[Sequence[int]]) -> tuple[int, ...]:
-        branches = range(len(self.channels))
-        if out_indices is None:
-            return tuple(branches)
-        if not set(out_indices) <= set(branches) or not len(out_indices):
-            raise ValueError(
-                f'out_indices must be branches of 0 to {len(self.channels) - 1}, '
-                f'got {out_indices!r}'
-            )
-        return tuple(out_indices)
+        settings = dict(type='MultiscaleCell', **settings, **options)
+        times = settings.pop('downsample_times', self.default_downsample_times)
+        return build(settings, Cell, 'arch', registry=MODELS, defaults=cfgs), times
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the equilibrium of an image batch.
+        """Computes the equilibrium of a batch of images.
 
         Args:
             x (Tensor): Images, ``(B, in_channels, H, W)``.
@@ -250,8 +232,6 @@ class MDEQ(BaseModule):
         Raises:
             ValueError: If ``x`` has another shape or is too small.
         """
-        if self._replayed is not None:
-            return tuple(self._replayed[index] for index in self.out_indices)
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'MDEQ takes images of shape (B, {self.in_channels}, H, W), '
@@ -269,41 +249,34 @@ class MDEQ(BaseModule):
         injections = [finest]
         for channels in self.channels[1:]:
             height, width = (height + 1) // 2, (width + 1) // 2
-            # The coarser branches get no injection; an expanded zero takes no memory.
+            # The coarser branches get no injection. An expanded zero takes no memory.
             zero = finest.new_zeros(())
             injections.append(zero.expand(len(x), channels, height, width))
-        features, _ = self.equilibrium(injections)
-        return tuple(features[index] for index in self.out_indices)
+        return self.select(self.equilibrium(injections).features)
 
-    @contextmanager
-    def replay(self, features: Sequence[Tensor]) -> Iterator[None]:
-        """Lets the backbone return given features while the context lasts.
-
-        What stands behind the backbone can so be applied to other states than the
-        equilibrium, as :class:`TrajectorySupervisionHook` does.
+    def select(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns the maps that ``out_indices`` names.
 
         Args:
-            features (Sequence[Tensor]): One map a branch, ``(B, C_i, H_i, W_i)``.
+            features (Sequence[Tensor]): One map per branch, ``(B, C_i, H_i, W_i)``.
         """
-        self._replayed = features
-        try:
-            yield
-        finally:
-            self._replayed = None
+        return tuple(features[index] for index in self.out_indices)
 
     def switch_to_deploy(self) -> None:
         """Folds weight normalisation into plain weights, for inference.
 
-        The outputs stay the same; the normalised weights need no computation in each
-        forward pass any more. A second call does nothing.
+        So are other parametrizations of the cell. The outputs stay the same, and no
+        forward pass computes the weights any more. A second call does nothing.
         """
-        for module in self.equilibrium.cell.modules():
-            if parametrize.is_parametrized(module, 'weight'):
-                # torch deletes the property from the class, which deep copies of the
-                # model share, so the module gets one of its own first.
-                cls = type(module)
-                module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
-                parametrize.remove_parametrizations(module, 'weight')
+        for module in list(self.equilibrium.cell.modules()):
+            if not parametrize.is_parametrized(module):
+                continue
+            # torch deletes the property from the class, which deep copies of the model
+            # share. So the module first gets a class of its own.
+            cls = type(module)
+            module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
+            for name in list(cast(nn.ModuleDict, module.parametrizations)):
+                parametrize.remove_parametrizations(module, name)
 
     def _freeze_stages(self) -> None:
         stages = ([self.stem, self.injection], [self.equilibrium])

@@ -1,4 +1,6 @@
-from .blocks import ResidualBlock, VariationalDropout
+"""Cells: the functions whose equilibrium a backbone computes."""
+
+from .blocks import ResidualBlock
 from .multiscale import MultiscaleCell
 
-__all__ = ['MultiscaleCell', 'ResidualBlock', 'VariationalDropout']
+__all__ = ['MultiscaleCell', 'ResidualBlock']

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Optional
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Callable, Optional, cast
 
 import torch
 from mmcv.cnn import (
@@ -13,27 +13,25 @@ from mmcv.cnn import (
     build_conv_layer,
     build_norm_layer,
 )
-from mmengine.utils import digit_version
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import (
-    FreezableNorm,
-    ResidualBlock,
-    VariationalDropout,
-    freezable_weight_norm,
-)
+from ...deq import Cell, current_frozen, freezable_weight_norm
+from ...deq.checks import check_choice, check_int, check_number
+from .blocks import ResidualBlock
 
 
-class MultiscaleCell(nn.Module):
+@MODELS.register_module()
+class MultiscaleCell(Cell):
     """The function ``f(z; x)`` whose equilibrium MDEQ computes.
 
-    A residual block per resolution, then every resolution receives the sum of all the
-    others, brought to its size and channels, then a 1x1 convolution with GroupNorm
-    (MDEQ paper, section 3.1). Branch ``i`` has stride ``2^i`` relative to branch 0; odd
-    sizes round up. With one branch the cell is the residual block alone.
+    Each branch, that is each resolution, first goes through residual blocks. Then it
+    receives the sum of all other branches, brought to its size and channels. A 1x1
+    convolution with GroupNorm ends the cell (MDEQ paper, section 3.1). Branch ``i`` has
+    stride ``2^i`` relative to branch 0; odd sizes round up. With one branch the cell is
+    its residual blocks alone.
 
     Args:
         channels (Sequence[int]): Channels of each branch, finest first.
@@ -50,8 +48,9 @@ class MultiscaleCell(nn.Module):
         conv_cfg (dict, optional): Config of the convolutions. Defaults to None
             (``Conv2d``).
         act_cfg (dict): Config of the activation. Defaults to ``dict(type='ReLU')``.
-        with_cp (bool): Whether autograd saves the inputs of residual blocks and fusions
-            alone, and every backward pass computes the rest again. Defaults to False.
+        with_cp (bool): Whether autograd saves only the inputs of residual blocks and
+            fusions. Every backward pass then computes the rest again.
+            Defaults to False.
 
     Raises:
         ValueError: If the lists differ in length, or an argument is out of its range.
@@ -71,6 +70,9 @@ class MultiscaleCell(nn.Module):
         with_cp: bool = False,
     ) -> None:
         super().__init__()
+        check_int('expansion', expansion, 1)
+        check_int('num_groups', num_groups, 1)
+        check_number('dropout', dropout, least=0, below=1)
         self.channels = tuple(channels)
         self.with_cp = with_cp
         if num_blocks is None:
@@ -78,7 +80,7 @@ class MultiscaleCell(nn.Module):
         if num_big_kernels is None:
             num_big_kernels = (0,) * len(self.channels)
         post_groups = max(num_groups // 2, 1)
-        self._check(num_blocks, num_big_kernels, expansion, num_groups, post_groups)
+        self._check_branches(num_blocks, num_big_kernels, num_groups, post_groups)
 
         self.branches = nn.ModuleList(
             nn.ModuleList(
@@ -113,11 +115,10 @@ class MultiscaleCell(nn.Module):
             for width in self.channels
         )
 
-    def _check(
+    def _check_branches(
         self,
         num_blocks: Sequence[int],
         num_big_kernels: Sequence[int],
-        expansion: int,
         num_groups: int,
         post_groups: int,
     ) -> None:
@@ -132,19 +133,13 @@ class MultiscaleCell(nn.Module):
                     f'{name} must have one entry for each of the {len(self.channels)} '
                     f'branches of channels={self.channels}, got {tuple(values)}'
                 )
-        if min(num_blocks) < 1:
-            raise ValueError(f'num_blocks must be at least 1, got {tuple(num_blocks)}')
-        if not set(num_big_kernels) <= {0, 1, 2}:
-            raise ValueError(
-                f'num_big_kernels must be 0, 1 or 2, got {tuple(num_big_kernels)}'
-            )
-        if expansion < 1 or num_groups < 1:
-            raise ValueError(
-                'expansion and num_groups must be at least 1, '
-                f'got {expansion} and {num_groups}'
-            )
+        for value in num_blocks:
+            check_int('num_blocks of a branch', value, 1)
+        for value in num_big_kernels:
+            check_choice('num_big_kernels of a branch', value, (0, 1, 2))
         for width in self.channels:
-            if width < 1 or width % num_groups or width % post_groups:
+            check_int('channels of a branch', width, 1)
+            if width % num_groups or width % post_groups:
                 raise ValueError(
                     f'channels must be divisible by num_groups={num_groups} (and by '
                     f'{post_groups}, the groups after the fusion), got {self.channels}'
@@ -158,7 +153,11 @@ class MultiscaleCell(nn.Module):
         norm_cfg: dict,
         act_cfg: dict,
     ) -> nn.Module:
-        """Makes what brings branch ``source`` to the channels of branch ``target``."""
+        """Makes the path from branch ``source`` to the channels of branch ``target``.
+
+        A path to a coarser branch halves the size at each step, too. A path to a finer
+        branch leaves the size to :meth:`_fuse`.
+        """
         if source == target:
             return nn.Identity()
         if source > target:
@@ -186,110 +185,59 @@ class MultiscaleCell(nn.Module):
             )
         )
 
-    @contextmanager
-    def freeze(self, injections: Sequence[Tensor]) -> Iterator[None]:
-        """Keeps dropout masks and normalised weights fixed while the context lasts.
-
-        Args:
-            injections (Sequence[Tensor]): The injections of the solve, which give batch
-                size, device and dtype of the masks.
-        """
-        x = injections[0]
-        held: dict[nn.Module, Optional[Tensor]] = {}
-        dtype = _autocast_dtype(x.device.type)
-        for module in self.modules():
-            if isinstance(module, VariationalDropout):
-                held[module] = module.draw(len(x), x.device, x.dtype)
-            elif parametrize.is_parametrized(module, 'weight'):
-                # Here, not at the first use: that is in the solve, under no_grad, and
-                # would cost the parameters their gradient. Autocast would cast it in
-                # every evaluation.
-                weight = module.weight
-                if weight.dtype != torch.float64:  # which autocast leaves alone
-                    weight = weight.to(dtype=dtype)
-                held[module.parametrizations['weight'][0]] = weight
-        with _Hold(held):
-            yield
-
     def forward(
         self, states: Sequence[Tensor], injections: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Applies ``f`` once.
+        """Evaluates ``f`` once.
 
         Args:
             states (Sequence[Tensor]): State of each branch, ``(B, C_i, H_i, W_i)``.
-            injections (Sequence[Tensor]): Injection of each branch, same shapes.
+            injections (Sequence[Tensor]): Injection of each branch, of its shape.
 
         Returns:
-            tuple[Tensor]: Next state of each branch, same shapes.
+            tuple[Tensor]: Next state of each branch, of the same shapes.
         """
         outputs = []
         for blocks, z, injection in zip(self.branches, states, injections):
-            z = self._run(blocks[0], z, injection)
-            for block in blocks[1:]:
-                z = self._run(block, z)
-            outputs.append(z)
+            first, *rest = cast(nn.ModuleList, blocks)
+            output = self._run(first, z, injection)
+            for block in rest:
+                output = self._run(block, output)
+            outputs.append(output)
         if len(outputs) == 1:
             return tuple(outputs)
         return tuple(
             self._run(self._fuse, target, *outputs) for target in range(len(outputs))
         )
 
-    def _run(self, function: Callable, *args: Any) -> Tensor:
-        """Calls a part of the cell, which saves its inputs alone with ``with_cp``."""
+    def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Calls a part of the cell; with ``with_cp`` autograd saves its inputs alone.
+
+        Backward calls the part again after the solve, perhaps in another thread. There
+        the cell must be frozen as it is now, with the same masks and weights.
+        """
         if not (self.with_cp and torch.is_grad_enabled()):
             return function(*args)
-        kinds = (VariationalDropout, FreezableNorm)
-        held = {m: m.held for m in self.modules() if isinstance(m, kinds)}
+        frozen = current_frozen() or nullcontext()
         return checkpoint(
             function,
             *args,
             use_reentrant=False,
             preserve_rng_state=False,
-            # Backward computes it again after the solve, when nothing is held any more.
-            context_fn=lambda: (nullcontext(), _Hold(held)),
+            context_fn=lambda: (nullcontext(), frozen),
         )
 
     def _fuse(self, target: int, *outputs: Tensor) -> Tensor:
-        size = outputs[target].shape[2:]
+        """Sums what all branches send to one, and ends that branch."""
         fused = outputs[target]
-        for source, (path, output) in enumerate(zip(self.fusion[target], outputs)):
+        size = fused.shape[2:]
+        paths = cast(nn.ModuleList, self.fusion[target])
+        for source, (path, output) in enumerate(zip(paths, outputs)):
             if source == target:
                 continue
             term = path(output)
             if source > target:
+                # The target's size and not a factor: odd sizes round up.
                 term = F.interpolate(term, size=size, mode='nearest')
             fused = fused + term
         return self.post_fusion[target](fused)
-
-
-def _autocast_dtype(device: str) -> Optional[torch.dtype]:
-    """Returns what autocast computes convolutions in, None where it is off."""
-    if digit_version(torch.__version__) >= digit_version('2.4'):
-        enabled = torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if enabled else None
-    if device == 'cpu':
-        enabled, dtype = torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
-    else:
-        enabled, dtype = torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
-    return dtype if enabled else None
-
-
-class _Hold:
-    """A context, for any number of times, in which modules hold the given tensors.
-
-    Args:
-        tensors (dict[nn.Module, Tensor]): What dropouts and weight normalisations hold.
-    """
-
-    def __init__(self, tensors: dict[nn.Module, Optional[Tensor]]) -> None:
-        self.tensors = tensors
-
-    def __enter__(self) -> None:
-        self.before = {module: module.held for module in self.tensors}
-        for module, tensor in self.tensors.items():
-            module.held = tensor
-
-    def __exit__(self, *args: Any) -> None:
-        for module, tensor in self.before.items():
-            module.held = tensor

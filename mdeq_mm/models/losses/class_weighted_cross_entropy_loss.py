@@ -1,4 +1,8 @@
-"""Cross entropy of segmentation with weighted classes and ignored pixels."""
+"""Cross entropy of segmentation with weighted classes and ignored pixels.
+
+It has nothing to do with equilibria. It does what stock MMSegmentation cannot do and
+the recipes of MDEQ need.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,26 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...deq.checks import check_number
+
 
 @MODELS.register_module()
 class ClassWeightedCrossEntropyLoss(nn.Module):
     """Cross entropy averaged over the weights of the classes of the valid pixels.
 
-    It is the mean that PyTorch's weighted cross entropy takes: the sum over the valid
-    pixels, divided by the sum of the weights of their classes. The stock
-    ``CrossEntropyLoss`` of MMSegmentation cannot combine class weights with ignored
-    pixels. Without a valid pixel the loss is zero. Any decode head takes it as
-    ``loss_decode``.
+    This loss has nothing to do with equilibria. It fills a gap of MMSegmentation, whose
+    ``CrossEntropyLoss`` cannot combine class weights with ignored pixels. Any decode
+    head takes it as ``loss_decode``.
+
+    The loss is the mean that PyTorch's weighted cross entropy takes: the sum over the
+    valid pixels, divided by the sum of the weights of their classes. Without a valid
+    pixel it is zero.
 
     Args:
         class_weight (Sequence[float]): Weight of each class, not negative.
         loss_weight (float): Weight of the loss, not negative. Defaults to 1.0.
-        loss_name (str): Name in the log; only what begins with ``'loss_'`` is
-            differentiated. Defaults to ``'loss_ce'``.
+        loss_name (str): Name in the log. MMSegmentation differentiates only losses
+            whose name begins with ``'loss_'``. Defaults to ``'loss_ce'``.
 
     Raises:
         ValueError: If a weight is out of its range.
@@ -49,14 +57,14 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
             0 <= weight < float('inf') for weight in class_weight
         ):
             raise ValueError(
-                'class_weight must have one finite weight a class, not negative, '
+                'class_weight must have one finite weight per class, not negative, '
                 f'got {class_weight!r}'
             )
-        if not loss_weight >= 0:
-            raise ValueError(f'loss_weight must not be negative, got {loss_weight!r}')
+        check_number('loss_weight', loss_weight, least=0)
         self.loss_weight = loss_weight
         self.loss_name = loss_name
-        # Not persistent: checkpoints stay those of the stock loss.
+        # Not persistent, so that checkpoints have the keys of the stock loss.
+        self.class_weight: Tensor
         self.register_buffer(
             'class_weight', torch.tensor(class_weight).float(), persistent=False
         )
@@ -72,17 +80,18 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
 
         Args:
             pred (Tensor): Logits, ``(B, num_classes, H, W)``.
-            label (Tensor): Classes, ``(B, H, W)``.
-            weight (Tensor, optional): How much each pixel counts, ``(B, H, W)``, as
-                pixel samplers give it. Defaults to None, all the same.
+            label (Tensor): Classes, int64, ``(B, H, W)``.
+            weight (Tensor, optional): How much each pixel counts, ``(B, H, W)``. Pixel
+                samplers give it. Defaults to None, all pixels count the same.
             ignore_index (int): Label of the pixels that do not count.
                 Defaults to 255.
 
         Returns:
-            Tensor: The loss, a scalar.
+            Tensor: The loss, a scalar, in float32 or float64.
 
         Raises:
-            ValueError: If ``pred`` has another number of classes.
+            ValueError: If the number of classes of ``pred`` is not that of
+                ``class_weight``.
         """
         n_classes = len(self.class_weight)
         if pred.shape[1] != n_classes:

@@ -68,10 +68,10 @@ class _Bottleneck(nn.Module):
 class MDEQFuse(BaseModule):
     """Joins the branches of MDEQ from fine to coarse for classification.
 
-    A bottleneck widens each branch to four times its ``head_channels``; from fine to
-    coarse a strided convolution adds each to the next; a 1x1 convolution ends in
-    ``out_channels`` (MDEQ paper, section 4). Put the stock ``GlobalAveragePooling`` and
-    ``LinearClsHead`` behind it.
+    A bottleneck widens each branch to four times its ``head_channels``. From fine to
+    coarse a strided convolution brings the sum to the next branch and adds it there. A
+    1x1 convolution ends in ``out_channels`` (MDEQ paper, section 4). Put the stock
+    ``GlobalAveragePooling`` and ``LinearClsHead`` behind it.
 
     Args:
         in_channels (Sequence[int]): Channels of each branch, finest first.
@@ -82,8 +82,8 @@ class MDEQFuse(BaseModule):
         norm_cfg (dict): Config of the norms. Defaults to
             ``dict(type='BN', requires_grad=True)``.
         act_cfg (dict): Config of the activations. Defaults to ``dict(type='ReLU')``.
-        init_cfg (dict or list[dict], optional): Initialization config. Defaults to the
-            paper's, normal with standard deviation 0.01.
+        init_cfg (dict or list[dict], optional): Initialization config. Defaults to that
+            of the paper, normal with standard deviation 0.01.
 
     Raises:
         ValueError: If the lists differ in length.
@@ -97,10 +97,10 @@ class MDEQFuse(BaseModule):
         conv_cfg: Optional[dict] = None,
         norm_cfg: dict = dict(type='BN', requires_grad=True),
         act_cfg: dict = dict(type='ReLU'),
-        init_cfg: Optional[Union[dict, list]] = (
+        init_cfg: Optional[Union[dict, list]] = [
             dict(type='Normal', layer='Conv2d', std=0.01),
             dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
-        ),
+        ],
     ) -> None:
         super().__init__(init_cfg)
         if len(in_channels) != len(head_channels) or not len(in_channels):
@@ -126,15 +126,15 @@ class MDEQFuse(BaseModule):
         """Joins the branches.
 
         Args:
-            inputs (Sequence[Tensor]): One ``(B, C_i, H_i, W_i)`` a branch; each size is
-                half the one before, rounded up.
+            inputs (Sequence[Tensor]): One ``(B, C_i, H_i, W_i)`` per branch. Each size
+                is half the one before, rounded up.
 
         Returns:
             tuple[Tensor]: One map ``(B, out_channels, H_n, W_n)`` of the coarsest size.
 
         Raises:
-            ValueError: If the number of branches is another one, or the sizes do not
-                follow each other.
+            ValueError: If the number of branches is not that of ``in_channels``, or a
+                size is not half the one before.
         """
         if len(inputs) != len(self.increase):
             raise ValueError(

@@ -32,7 +32,7 @@ class TestAndersonSolver:
         residuals *= torch.tensor([1, 1e-2, 1e-4, 1e-6]).view(1, 4, 1)
         gram = residuals @ residuals.mT
         solver = AndersonSolver(ridge=1e-3)
-        alpha = solver._coefficients(gram, newest=3)
+        alpha = solver.coefficients(gram, newest=3)
         torch.testing.assert_close(alpha.sum(1), torch.ones(3, dtype=torch.float64))
         # At the constrained minimum the gradient is the same in every coordinate.
         diagonal = gram.diagonal(dim1=1, dim2=2)
@@ -44,14 +44,30 @@ class TestAndersonSolver:
     def test_singular_system_falls_back_to_the_plain_step(self):
         gram = torch.ones(2, 3, 3, dtype=torch.float64)
         gram[1] = torch.eye(3)
-        alpha = AndersonSolver(ridge=0.0)._coefficients(gram, newest=1)
+        alpha = AndersonSolver(ridge=0.0).coefficients(gram, newest=1)
         assert alpha[0].tolist() == [0, 1, 0]
         torch.testing.assert_close(alpha[1], torch.full((3,), 1 / 3).double())
 
+    def test_residual_is_written_where_it_is_kept(self):
+        z, fz = torch.rand(2, 2, 5)
+        solver = AndersonSolver(window=3)
+        state = solver.init(z)
+        for slot in (0, 1, 2, 0):
+            g = solver.residual(state, z, fz)
+            assert g.data_ptr() == state.g[:, slot].data_ptr()
+            assert torch.equal(g, fz - z)
+            z, fz = solver.step(state, z, fz, g), torch.rand(2, 5)
+
     @pytest.mark.parametrize(
-        ('argument', 'value'),
-        [('window', 0), ('ridge', -1.0), ('mixing', 0.0), ('mixing', 1.5)],
+        ('name', 'value'),
+        [
+            ('window', 0),
+            ('ridge', -1.0),
+            ('mixing', 0.0),
+            ('mixing', 1.5),
+            ('history_dtype', 'int8'),
+        ],
     )
-    def test_wrong_argument(self, argument, value):
-        with pytest.raises(ValueError, match=f'{argument} must .*, got {value}'):
-            AndersonSolver(**{argument: value})
+    def test_wrong_setting(self, name, value):
+        with pytest.raises(ValueError, match=f'{name} must .*, got {value!r}'):
+            AndersonSolver(**{name: value})

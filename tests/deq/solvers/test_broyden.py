@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mdeq_mm.deq import BroydenSolver
+from mdeq_mm.deq import BroydenSolver, SolveStatus
 
 
 @pytest.fixture
@@ -78,6 +78,14 @@ class TestBroydenSolver:
         assert solution.converged.all()
         assert (solution.n_evals <= 26).all()
 
+    def test_update_is_left_out_where_it_is_undefined(self):
+        """The residual is constant, so that the secant equation has no solution."""
+        solver = BroydenSolver(max_evals=6, tol=0.0)
+        solution = solver.solve(lambda z: z + 1, torch.zeros(1, 3))
+        assert solution.status.tolist() == [SolveStatus.BUDGET_SPENT]
+        x = torch.randn(1, 3)
+        assert torch.equal(solution.inverse_jacobian.apply(x), -x)
+
     def test_transpose(self, problem):
         solver = BroydenSolver(max_evals=9, tol=0.0)
         inverse = solver.solve(
@@ -94,6 +102,9 @@ class TestBroydenSolver:
         solution = solver.solve(problem, torch.zeros(2, 12, dtype=torch.float64))
         assert solution.inverse_jacobian.basis.shape == (2, n_steps, 12)
 
-    def test_wrong_memory(self):
-        with pytest.raises(ValueError, match='memory must be .* at least 1, got 0'):
-            BroydenSolver(memory=0)
+    @pytest.mark.parametrize(
+        ('name', 'value'), [('memory', 0), ('memory', 2.0), ('history_dtype', 'int8')]
+    )
+    def test_wrong_setting(self, name, value):
+        with pytest.raises(ValueError, match=f'{name} must .*, got {value!r}'):
+            BroydenSolver(**{name: value})

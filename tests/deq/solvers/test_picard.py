@@ -3,17 +3,21 @@ import torch
 
 from mdeq_mm.deq import PicardSolver
 
+from .problems import Spy
+
 
 class TestPicardSolver:
-    def test_iterates(self):
-        visited = []
-
-        def f(z):
-            visited.append(z.item())
-            return z / 2 + 1
-
-        PicardSolver(max_evals=4, tol=0.0, damping=1).solve(f, torch.zeros(1, 1))
-        assert visited == [0, 1, 1.5, 1.75]
+    @pytest.mark.parametrize(
+        ('damping', 'slope', 'shift', 'expected'),
+        [
+            (1, 0.5, 1.0, [0, 1, 1.5, 1.75]),
+            (0.25, -2.0, 3.0, [0, 0.75, 0.9375, 0.984375]),
+        ],
+    )
+    def test_iterates(self, damping, slope, shift, expected):
+        spy = Spy(lambda z: slope * z + shift)
+        PicardSolver(4, 0.0, damping=damping).solve(spy, torch.zeros(1, 1))
+        assert [z.item() for z in spy.states] == expected
 
     def test_default_stands_eigenvalues_beyond_minus_one(self):
         x = torch.ones(1, 3)
@@ -23,17 +27,6 @@ class TestPicardSolver:
         torch.testing.assert_close(
             solution.state, x / (1 - eigenvalues), rtol=1e-3, atol=0
         )
-
-    def test_damping(self):
-        visited = []
-
-        def f(z):
-            visited.append(z.item())
-            return -2 * z + 3
-
-        solver = PicardSolver(max_evals=4, tol=0.0, damping=0.25)
-        solver.solve(f, torch.zeros(1, 1))
-        assert visited == [0, 0.75, 0.9375, 0.984375]
 
     @pytest.mark.parametrize('damping', [0.0, -0.1, 1.1])
     def test_wrong_damping(self, damping):

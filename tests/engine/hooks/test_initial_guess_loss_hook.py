@@ -26,21 +26,24 @@ def test_relative_error():
 
 
 class TestInitialGuessLossHook:
-    @pytest.mark.parametrize('shallow', [False, True])
-    def test_loss(self, make_runner, shallow):
+    @pytest.mark.parametrize('unrolled', [False, True])
+    def test_loss(self, make_runner, unrolled):
         """Every parameter takes part, the guess through this loss alone."""
         runner = make_runner([], model=make_model())
-        InitialGuessLossHook(weight=0.5).before_train(runner)
+        hook = InitialGuessLossHook(weight=0.5)
+        hook.before_train(runner)
+        hook.before_train_iter(runner)
         model = runner.model
         layer = model.backbone.equilibrium
-        layer.shallow = shallow
-        solves = []
-        layer.register_solve_hook(lambda *args: solves.append(args[1]))
+        if unrolled:
+            layer.mode = layer.unrolled
+        passes = []
+        layer.register_pass_hook(lambda _, forward_pass: passes.append(forward_pass))
         images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
         losses = model(images=images, labels=labels, mode='loss')
-        (solve,) = solves
-        expected = (solve.guess - solve.state).square().sum(1)
-        expected = expected / solve.state.square().sum(1)
+        (forward_pass,) = passes
+        expected = (forward_pass.guess - forward_pass.state).square().sum(1)
+        expected = expected / forward_pass.state.square().sum(1)
         torch.testing.assert_close(losses['loss_initial_guess'], 0.5 * expected.mean())
 
         losses['loss_initial_guess'].backward(retain_graph=True)
@@ -58,24 +61,40 @@ class TestInitialGuessLossHook:
                 dict(type='JacobianRegularizationHook', weight=0.1),
             ],
             model=make_model(),
+            length=4,
         )
         runner.train()
-        assert len(history(runner, 'loss_initial_guess')) == 6
-        assert len(history(runner, 'loss_trajectory')) == 4
-        assert len(history(runner, 'loss_jacobian')) == 4
+        assert len(history(runner, 'loss_initial_guess')) == 4
+        assert len(history(runner, 'loss_trajectory')) == 2
+        assert len(history(runner, 'loss_jacobian')) == 2
 
     def test_guess_gets_better(self, make_runner, calm):
         model = make_model()
-        optimizer = dict(type='Adam', lr=0.03)
+        optimizer = dict(type='Adam', lr=0.1)
         runner = make_runner(
-            HOOKS, length=40, model=model, optim_wrapper=dict(optimizer=optimizer)
+            HOOKS, length=15, model=model, optim_wrapper=dict(optimizer=optimizer)
         )
         calm(runner.model)
         # With a fixed cell the equilibria stay where they are.
         runner.model.backbone.equilibrium.cell.requires_grad_(False)
+        runner._val_loop = None
         runner.train()
         losses = history(runner, 'loss_initial_guess')
         assert losses[-1] < 0.8 * losses[2], losses
+
+    def test_supervision_lasts_as_long_as_the_training(self, make_runner):
+        runner = make_runner([], model=make_model())
+        guess = runner.model.backbone.equilibrium.initial_guess.train()
+        hook = InitialGuessLossHook()
+        hook.before_train(runner)
+        # A forward pass between two iterations is allowed.
+        guess.check_supervision()
+        hook.before_train_iter(runner)
+        guess.check_supervision()
+        hook.after_train_iter(runner)
+        hook.after_train(runner)
+        with pytest.raises(RuntimeError, match='InitialGuessLossHook'):
+            guess.check_supervision()
 
     def test_without_the_hook(self, make_runner):
         runner = make_runner(HOOKS[:1], model=make_model())
@@ -88,11 +107,11 @@ class TestInitialGuessLossHook:
             runner.train()
 
     def test_frozen_guess_adds_nothing(self, make_runner):
-        runner = make_runner(HOOKS[1:], model=make_model(frozen_stages=1))
+        runner = make_runner(HOOKS[1:], model=make_model(frozen_stages=1), length=2)
         runner.train()
         assert 'train/loss_initial_guess' not in runner.message_hub.log_scalars
 
     @pytest.mark.parametrize('weight', [0, -1.0])
     def test_wrong_weight(self, weight):
-        with pytest.raises(ValueError, match=f'weight must be positive, got {weight}'):
+        with pytest.raises(ValueError, match=f'weight must be a positive .* {weight}'):
             InitialGuessLossHook(weight=weight)

@@ -3,10 +3,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from mdeq_mm.engine.hooks import random_state_hook
 from mdeq_mm.engine.hooks.random_state_hook import _get_states, _set_states
 
+pytestmark = pytest.mark.versions  # generators are numpy's and torch's
 HOOKS = [dict(type='ImplicitGradientHook'), dict(type='RandomStateHook')]
 
 
@@ -21,7 +23,7 @@ def assert_equal(first, second):
 
 
 class TestRandomStateHook:
-    @pytest.mark.parametrize('workers', [0, 2])
+    @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
     @pytest.mark.parametrize(
         ('by_epoch', 'length', 'stop'), [(False, 6, 3), (True, 3, 1)]
     )
@@ -67,6 +69,40 @@ class TestRandomStateHook:
         without._val_loop = None
         without.train()
         assert_equal(parameters(runner), parameters(without))
+
+    def test_best_checkpoint_holds_the_states_of_training(self, make_runner, tmp_path):
+        """It is saved after a validation, which has drawn random numbers of its own."""
+        runner = make_runner(HOOKS, length=3)
+        saver = dict(interval=3, by_epoch=False, save_best='mean', rule='less')
+        runner.register_hook(dict(type='CheckpointHook', **saver))
+        states = []
+
+        class Note(Hook):
+            priority = 'VERY_LOW'
+
+            def after_train_iter(self, runner, *args, **kwargs):
+                states.append(_get_states())
+
+        runner.register_hook(Note())
+        runner.train()
+        for name in ('iter_3.pth', 'best_mean_iter_3.pth'):
+            path = tmp_path / 'work_dir' / name
+            (saved,) = torch.load(path, weights_only=False)['random_states']
+            assert torch.equal(saved['torch'], states[-1]['torch']), name
+            assert saved['python'] == states[-1]['python']
+            assert saved['numpy'][1] == states[-1]['numpy'][1]
+
+    def test_resuming_from_the_best_checkpoint(self, make_runner, tmp_path):
+        saver = dict(interval=9, by_epoch=False, save_best='mean', rule='less')
+        hooks = [*HOOKS, dict(type='CheckpointHook', **saver)]
+        path = str(tmp_path / 'work_dir' / 'best_mean_iter_3.pth')
+        # Without momentum the checkpoint of the best model lacks nothing.
+        make_runner(hooks, length=3).train()
+        resumed = make_runner(HOOKS, resume=True, load_from=path)
+        resumed.train()
+        whole = make_runner(HOOKS)
+        whole.train()
+        assert_equal(parameters(whole), parameters(resumed))
 
     def test_other_number_of_processes(self, make_runner, tmp_path, caplog):
         make_runner(HOOKS, length=3).train()

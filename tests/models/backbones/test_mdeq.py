@@ -3,12 +3,30 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
 
-from mdeq_mm.deq import PicardSolver, UnrolledGradient
+from mdeq_mm.deq import PicardSolver, Unrolled
 from mdeq_mm.models import MDEQ
+
+from ...deq.example_cell import PerceptronCell
 
 SMALL = dict(channels=(8, 16), num_groups=4, expansion=2)
 TIGHT = dict(type='BroydenSolver', max_evals=150, tol=1e-12)
+FEW = dict(type='PicardSolver', max_evals=2)
+
+# Name, parameters of the cell, and shapes of the feature maps of an image of 32x32.
+ARCHITECTURES = [
+    ('tiny', 111_696, [(24, 32, 32), (24, 16, 16)]),
+    (
+        'cifar-large',
+        8_715_232,
+        [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)],
+    ),
+    ('small', 8_716_192, [(32, 8, 8), (64, 4, 4), (128, 2, 2), (256, 1, 1)]),
+    ('large', 54_422_800, [(80, 8, 8), (160, 4, 4), (320, 2, 2), (640, 1, 1)]),
+    ('xl', 77_699_952, [(88, 8, 8), (176, 4, 4), (352, 2, 2), (704, 1, 1)]),
+]
 
 
 def small(**kwargs):
@@ -16,36 +34,74 @@ def small(**kwargs):
 
 
 class TestArchitectures:
-    @pytest.mark.parametrize(
-        ('arch', 'n_parameters'),
-        [
-            ('tiny', 111_696),
-            ('cifar-large', 8_715_232),
-            ('small', 8_716_192),
-            ('large', 54_422_800),
-            ('xl', 77_699_952),
-        ],
-    )
-    def test_parameters_of_the_official_cells(self, arch, n_parameters):
-        cell = MDEQ(arch=arch).equilibrium.cell
+    @pytest.mark.parametrize(('arch', 'n_parameters', 'shapes'), ARCHITECTURES)
+    def test_every_architecture(self, arch, n_parameters, shapes):
+        """Number of parameters, forward, backward, and some of the feature maps."""
+        once = dict(type='PicardSolver', max_evals=1)
+        gradient = dict(type='PhantomGradient', steps=1)
+        model = MDEQ(arch, forward_solver=once, gradient=gradient)
+        cell = model.equilibrium.cell
         assert sum(p.numel() for p in cell.parameters()) == n_parameters
+        assert model.channels == tuple(shape[0] for shape in shapes)
 
-    @pytest.mark.parametrize(
-        ('arch', 'shapes'),
-        [
-            ('tiny', [(24, 32, 32), (24, 16, 16)]),
-            ('cifar-large', [(32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4)]),
-            ('small', [(32, 8, 8), (64, 4, 4), (128, 2, 2), (256, 1, 1)]),
-        ],
-    )
-    def test_output_shapes(self, arch, shapes):
-        model = MDEQ(arch=arch, forward_solver=dict(type='PicardSolver', max_evals=2))
+        image = torch.rand(2, 3, 32, 32)
+        outputs = model(image)
+        assert [tuple(output.shape) for output in outputs] == [
+            (2, *shape) for shape in shapes
+        ]
+        assert all(output.stride(-1) == 1 for output in outputs)
+        sum(output.square().sum() for output in outputs).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad.isfinite().all(), name
+
         with torch.no_grad():
-            outputs = model.eval()(torch.rand(2, 3, 32, 32))
-        assert [tuple(output.shape) for output in outputs] == [(2, *s) for s in shapes]
-        assert all(
-            output.is_contiguous() or output.stride(-1) == 1 for output in outputs
+            outputs = model.eval()(image)
+            model.out_indices = (len(shapes) - 1, 0)
+            coarsest, finest = model(image)
+        assert torch.equal(coarsest, outputs[-1])
+        assert torch.equal(finest, outputs[0])
+
+    def test_every_name_is_in_the_table(self):
+        assert [row[0] for row in ARCHITECTURES] == list(MDEQ.arch_settings)
+
+    def test_default(self):
+        assert MDEQ().channels == MDEQ(arch='small').channels
+
+    def test_arch_is_shorthand_for_a_cell(self):
+        """The same model either way."""
+        torch.manual_seed(0)
+        model = MDEQ(dict(SMALL, downsample_times=1), dropout=0.2)
+        torch.manual_seed(0)
+        cell = dict(type='MultiscaleCell', **SMALL, dropout=0.2)
+        other = MDEQ(cell=cell, downsample_times=1)
+        assert str(model) == str(other)
+        for (name, a), (same, b) in zip(
+            model.state_dict().items(), other.state_dict().items()
+        ):
+            assert name == same
+            assert torch.equal(a, b), name
+
+    def test_options_reach_the_cell(self):
+        model = small(
+            dropout=0.2,
+            with_cp=True,
+            conv_cfg=dict(type='Conv2dAdaptivePadding'),
+            act_cfg=dict(type='GELU'),
         )
+        cell = model.equilibrium.cell
+        assert cell.with_cp
+        assert cell.branches[0][0].dropout.p == 0.2
+        for part in (model.stem, model.injection, cell):
+            kinds = {type(module).__name__ for module in part.modules()}
+            assert 'GELU' in kinds
+            assert 'ReLU' not in kinds
+            assert 'Conv2dAdaptivePadding' in kinds
+
+    def test_downsample_times_of_the_argument(self):
+        assert MDEQ('tiny').coarsest_stride == 2
+        assert MDEQ('tiny', downsample_times=1).coarsest_stride == 4
+        assert MDEQ(SMALL, downsample_times=0).coarsest_stride == 2
+        assert MDEQ(SMALL).coarsest_stride == 8
 
     @pytest.mark.parametrize(
         ('downsample_times', 'stride', 'n_convs'),
@@ -65,15 +121,10 @@ class TestArchitectures:
     def test_other_image_channels(self):
         assert small(in_channels=1)(torch.rand(2, 1, 16, 16))[0].shape == (2, 8, 4, 4)
 
-    def test_out_indices(self):
-        torch.manual_seed(1)
-        model = small().eval()
-        x = torch.rand(1, 3, 32, 32)
-        with torch.no_grad():
-            every = model(x)
-            model.out_indices = (1,)
-            (coarse,) = model(x)
-        assert torch.equal(coarse, every[1])
+    def test_select(self):
+        model = small(out_indices=(1, 0))
+        features = [object(), object()]
+        assert model.select(features) == (features[1], features[0])
 
     def test_initialisation(self):
         """Paper: N(0, 0.01^2), but PyTorch's default where weights are normalised."""
@@ -103,13 +154,12 @@ class TestArchitectures:
 
 class TestSizes:
     @pytest.mark.parametrize(
-        'size', [(33, 47), (32, 32), (31, 33), (17, 200), (64, 65), (130, 35)]
+        'size', [(33, 47), (32, 40), (31, 33), (17, 200), (64, 65), (130, 35)]
     )
     def test_any_size(self, size):
-        model = MDEQ(
-            arch='small', forward_solver=dict(type='PicardSolver', max_evals=2)
-        )
-        outputs = model(torch.rand(1, 3, *size))
+        arch = dict(channels=(8, 8, 8, 8), expansion=1)
+        model = MDEQ(arch, forward_solver=FEW)
+        outputs = model(torch.rand(2, 3, *size))
         height, width = size
         height, width = -(-height // 4), -(-width // 4)
         for output in outputs:
@@ -118,10 +168,11 @@ class TestSizes:
         sum(output.sum() for output in outputs).backward()
 
     def test_small_cifar_sizes(self):
-        model = MDEQ(arch='tiny', forward_solver=dict(type='PicardSolver', max_evals=2))
+        model = MDEQ(arch='tiny', forward_solver=FEW)
         for size in (31, 33, 2):
             assert model(torch.rand(1, 3, size, size))[0].shape[-1] == size
 
+    @pytest.mark.slow
     def test_whole_cityscapes_image(self):
         model = MDEQ(
             arch='small', forward_solver=dict(type='BroydenSolver', max_evals=3)
@@ -144,6 +195,7 @@ class TestSizes:
             MDEQ(arch='small')(torch.rand(*shape))
 
 
+@pytest.mark.versions
 class TestModes:
     def test_dropout_is_fixed_within_a_forward_pass(self, calm):
         """Otherwise there would be no equilibrium to converge to."""
@@ -154,8 +206,8 @@ class TestModes:
             )
         )
         solutions = []
-        model.equilibrium.register_forward_hook(
-            lambda module, args, output: solutions.append(output[1])
+        model.equilibrium.register_pass_hook(
+            lambda layer, forward_pass: solutions.append(forward_pass.solution)
         )
         x = torch.rand(2, 3, 32, 32)
         with torch.no_grad():
@@ -186,9 +238,9 @@ class TestModes:
             return {name: p.grad.clone() for name, p in model.named_parameters()}
 
         implicit = gradients()
-        layer.shallow = True
-        layer.shallow_gradient = UnrolledGradient(120)
-        for name, expected in gradients().items():
+        with layer.using(mode=Unrolled(120)):
+            unrolled = gradients()
+        for name, expected in unrolled.items():
             error = (implicit[name] - expected).norm() / expected.norm()
             assert error <= 1e-6, name
 
@@ -204,11 +256,11 @@ class TestModes:
             layer.cell(states, injections)
 
         totals = set()
-        for max_evals in (5, 50, 500):
-            layer.solver = PicardSolver(max_evals, tol=0.0)
-            with saved_bytes() as saved:
-                _, solution = layer(injections)
-            assert (solution.n_evals == max_evals).all()
+        for max_evals in (5, 50):
+            solver = PicardSolver(max_evals, tol=0.0)
+            with layer.using(solver=solver), saved_bytes() as saved:
+                forward_pass = layer(injections).forward_pass
+            assert (forward_pass.solution.n_evals == max_evals).all()
             totals.add(saved.total)
         assert len(totals) == 1
         assert 0 < totals.pop() <= 2 * one_application.total
@@ -223,8 +275,6 @@ class TestModes:
             model = calm(small(dropout=dropout, with_cp=with_cp)).double()
             torch.manual_seed(5)
             outputs = model(x)
-            for dropped in model.equilibrium.cell.branches:
-                assert dropped[0].dropout.held is None
             sum(output.sin().sum() for output in outputs).backward()
             gradients.append([p.grad for p in model.parameters()])
         for expected, actual in zip(*gradients):
@@ -244,8 +294,8 @@ class TestModes:
             layer = small(with_cp=with_cp).equilibrium
             totals[with_cp] = set()
             for max_evals in (5, 50):
-                layer.solver = PicardSolver(max_evals, tol=0.0)
-                with saved_bytes() as saved:
+                solver = PicardSolver(max_evals, tol=0.0)
+                with layer.using(solver=solver), saved_bytes() as saved:
                     layer(injections)
                 totals[with_cp].add(saved.total)
             assert len(totals[with_cp]) == 1
@@ -335,13 +385,99 @@ class TestModes:
         assert all(weight is seen[0] for weight in seen)
 
 
+class TestCell:
+    """What a backbone does for any cell."""
+
+    CELL = dict(type='PerceptronCell', channels=(8, 16))
+
+    def test_forward_and_backward(self, calm):
+        model = MDEQ(cell=self.CELL, gradient=dict(type='PhantomGradient'))
+        assert model.channels == (8, 16)
+        outputs = model(torch.rand(2, 3, 33, 47))
+        shapes = [tuple(output.shape) for output in outputs]
+        assert shapes == [(2, 8, 9, 12), (2, 16, 5, 6)]
+        sum(output.square().sum() for output in outputs).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad.isfinite().all(), name
+
+    def test_is_an_equilibrium(self):
+        model = MDEQ(cell=self.CELL, forward_solver=TIGHT).double().eval()
+        with torch.no_grad():
+            image = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+            outputs = model(image)
+            finest = model.injection(model.stem(image))
+            injections = (finest, torch.zeros_like(outputs[1]))
+            for a, b in zip(model.equilibrium.cell(outputs, injections), outputs):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+
+    def test_an_object(self):
+        cell = PerceptronCell((8,))
+        model = MDEQ(cell=cell, downsample_times=0)
+        assert model.equilibrium.cell is cell
+        assert model(torch.rand(1, 3, 5, 7))[0].shape == (1, 8, 5, 7)
+
+    def test_dropout_belongs_to_the_cell(self):
+        model = MDEQ(cell=dict(self.CELL, dropout=0.5))
+        with torch.no_grad():
+            image = torch.rand(2, 3, 32, 32)
+            assert not torch.equal(model(image)[0], model(image)[0])
+
+    def test_frozen_stages(self):
+        model = MDEQ(cell=self.CELL, frozen_stages=1).train()
+        assert not any(p.requires_grad for p in model.parameters())
+        assert not model.equilibrium.cell.training
+
+    def test_the_guess_gets_the_channels(self):
+        model = MDEQ(cell=self.CELL, initial_guess=dict(type='ProjectedGuess'))
+        widths = [conv.out_channels for conv in model.equilibrium.initial_guess.convs]
+        assert widths == [8, 16]
+
+    def test_a_guess_of_another_kind(self):
+        """Channels are given to what takes them, whatever its name."""
+        model = small(initial_guess=dict(type='PreviousGuess'))
+        assert type(model.equilibrium.initial_guess).__name__ == 'PreviousGuess'
+
+    @pytest.mark.versions
+    def test_switch_to_deploy(self):
+        """It folds whatever is parametrized, several tensors of a module as well."""
+        cell = PerceptronCell((8, 16))
+        last = cell.layers[0][3]
+        spectral_norm(last, 'bias')
+        model = MDEQ(cell=cell).eval()
+        twin = copy.deepcopy(model)
+        image = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            expected = model(image)
+            model.switch_to_deploy()
+            for a, b, c in zip(model(image), expected, twin(image)):
+                torch.testing.assert_close(a, b)
+                assert torch.equal(b, c)
+        assert not any(parametrize.is_parametrized(m) for m in model.modules())
+        assert type(last) is nn.Conv2d
+
+
+class NoCell(nn.Module):
+    pass
+
+
 class TestWrongArguments:
     @pytest.mark.parametrize(
         ('kwargs', 'error', 'message'),
         [
-            (dict(arch='huge'), ValueError, "arch must be one of tiny.*got 'huge'"),
+            (dict(arch='huge'), ValueError, "arch must be one of .*'tiny'.*got 'huge'"),
             (dict(arch=dict(expansion=5)), TypeError, "arch must .* key 'channels'"),
-            (dict(arch=dict(channels=(8,), depth=3)), TypeError, "arch must .*'depth'"),
+            (dict(arch=(8, 16)), TypeError, r'arch must .* got \(8, 16\)'),
+            (
+                dict(arch=dict(channels=(8,), depth=3)),
+                TypeError,
+                'arch: MultiscaleCell has no argument depth, allowed are channels',
+            ),
+            (dict(arch=dict(channels=(8,), type='PerceptronCell')), TypeError, 'type'),
+            (
+                dict(arch=dict(channels=(8,), dropout=0.1), dropout=0.2),
+                TypeError,
+                'dropout',
+            ),
             (
                 dict(arch=dict(channels=(8, 12))),
                 ValueError,
@@ -355,18 +491,24 @@ class TestWrongArguments:
             (
                 dict(arch=dict(channels=(8,), downsample_times=-1)),
                 ValueError,
-                'downsample_times must not be negative, got -1',
+                'downsample_times must be an integer of at least 0, got -1',
             ),
+            (dict(downsample_times=1.0), ValueError, r'downsample_times .* got 1\.0'),
+            (dict(in_channels=0), ValueError, 'in_channels must .* got 0'),
             (dict(out_indices=(0, 4)), ValueError, r'out_indices must .* 0 to 3, got'),
             (dict(out_indices=()), ValueError, r'out_indices must .* 0 to 3, got'),
-            (dict(frozen_stages=2), ValueError, 'frozen_stages must be -1, 0 or 1'),
+            (
+                dict(frozen_stages=2),
+                ValueError,
+                'frozen_stages must be one of .* got 2',
+            ),
             (dict(num_layers=0), ValueError, 'num_layers must .* got 0'),
             (dict(dropout=-0.5), ValueError, r'dropout must .* got -0\.5'),
             (dict(forward_solver=dict(type='Newton')), ValueError, 'forward_solver'),
             (
                 dict(forward_solver=dict(type='BroydenSolver', tol=-1)),
                 ValueError,
-                'tol must not be negative, got -1',
+                'tol must .* got -1',
             ),
             (dict(gradient=dict(type='Exact')), ValueError, "gradient: .*'Exact'"),
         ],
@@ -375,7 +517,40 @@ class TestWrongArguments:
         with pytest.raises(error, match=message):
             MDEQ(**kwargs)
 
+    @pytest.mark.parametrize(
+        ('kwargs', 'error', 'message'),
+        [
+            (dict(arch='tiny'), ValueError, "arch.* exclude cell.* arch='tiny'"),
+            (dict(dropout=0.1), ValueError, "exclude cell.* {'dropout': 0.1}"),
+            (dict(dropout=0.0), ValueError, "exclude cell.* {'dropout': 0.0}"),
+            (dict(with_cp=True), ValueError, "exclude cell.* {'with_cp': True}"),
+            (
+                dict(cell=dict(type='PerceptronCell', channels=(8,), depth=3)),
+                TypeError,
+                'cell: PerceptronCell has no argument depth, allowed are channels',
+            ),
+            (dict(cell=dict(type='Perceptron')), ValueError, "cell: .*'Perceptron'"),
+            (
+                dict(cell=dict(type='MDEQ')),
+                ValueError,
+                "cell: .*'MDEQ'.*MultiscaleCell",
+            ),
+            (dict(cell=dict(channels=(8,))), TypeError, "cell must .* key 'type'"),
+            (dict(cell=NoCell()), TypeError, 'cell must be a Cell'),
+            (
+                dict(cell=PerceptronCell(())),
+                TypeError,
+                'cell must have an attribute channels.* PerceptronCell has none',
+            ),
+        ],
+    )
+    def test_of_a_cell(self, kwargs, error, message):
+        cell = dict(type='PerceptronCell', channels=(8, 16))
+        with pytest.raises(error, match=message):
+            MDEQ(**{'cell': cell, **kwargs})
 
+
+@pytest.mark.versions
 class TestDeploy:
     def test_outputs_stay_the_same(self, calm):
         model = calm(small()).eval()
@@ -409,12 +584,3 @@ class TestDeploy:
         with torch.no_grad():
             for a, b in zip(other(image), model(image)):
                 assert torch.equal(a, b)
-
-
-def test_replay(calm):
-    model = calm(small(out_indices=(1,)))
-    features = [torch.rand(1, 8, 16, 16), torch.rand(1, 16, 8, 8)]
-    with model.replay(features):
-        (output,) = model(torch.rand(1, 3, 64, 64))
-    assert output is features[1]
-    assert model(torch.rand(1, 3, 64, 64))[0] is not features[1]

@@ -1,16 +1,70 @@
 import pytest
 import torch
+from mmengine.registry import MODELS
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from mdeq_mm.deq import VariationalDropout
 from mdeq_mm.models import MultiscaleCell
 
 
-def maps(channels, height=8, width=12, batch_size=2):
+def maps(channels, height=8, width=12, batch_size=2, dtype=torch.float32):
     features = []
     for count in channels:
-        features.append(torch.randn(batch_size, count, height, width))
+        features.append(torch.randn(batch_size, count, height, width, dtype=dtype))
         height, width = (height + 1) // 2, (width + 1) // 2
     return tuple(features)
+
+
+def enlarge(x, size):
+    """Nearest neighbours at a size, by the definition."""
+    (height, width), (rows, columns) = x.shape[2:], size
+    x = x[:, :, [row * height // rows for row in range(rows)]]
+    return x[..., [column * width // columns for column in range(columns)]]
+
+
+def reference(cell, states, injections):
+    """``f`` in plain operations, for one block of 3x3 convolutions per branch."""
+
+    def convolve(x, conv, normalised=False):
+        if normalised:
+            g = conv.parametrizations.weight.original0
+            v = conv.parametrizations.weight.original1
+            weight = g * v / v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        else:
+            weight = conv.weight
+        return F.conv2d(x, weight, stride=conv.stride, padding=weight.shape[-1] // 2)
+
+    def normalise(x, norm):
+        return F.group_norm(x, norm.num_groups, norm.weight, norm.bias)
+
+    outputs = []
+    for (block,), z, x in zip(cell.branches, states, injections):
+        h = normalise(convolve(z, block.conv1, True), block.norm1).relu()
+        h = convolve(h, block.conv2, True)
+        h = h * block.dropout.held[..., None, None] + x
+        h = normalise(h, block.norm2) + z
+        outputs.append(normalise(h.relu(), block.norm3))
+
+    def move(x, path, source, target):
+        if source > target:
+            x = normalise(convolve(x, path.conv), path.gn)
+            return enlarge(x, outputs[target].shape[2:])
+        for level, step in enumerate(path, source + 1):
+            x = normalise(convolve(x, step.conv), step.gn)
+            x = x if level == target else x.relu()
+        return x
+
+    results = []
+    for target, paths in enumerate(cell.fusion):
+        total = outputs[target] + sum(
+            move(output, path, source, target)
+            for source, (output, path) in enumerate(zip(outputs, paths))
+            if source != target
+        )
+        _, conv, norm = cell.post_fusion[target]
+        results.append(normalise(convolve(total.relu(), conv, True), norm))
+    return results
 
 
 class TestMultiscaleCell:
@@ -22,6 +76,29 @@ class TestMultiscaleCell:
         with cell.freeze(states):
             outputs = cell(states, maps(channels, *size))
         assert [z.shape for z in outputs] == [z.shape for z in states]
+
+    @pytest.mark.versions
+    @pytest.mark.parametrize('size', [(32, 48), (33, 47), (31, 34)], ids=str)
+    def test_values_of_every_path(self, size):
+        """Against plain operations, with a nearest neighbour by its definition.
+
+        At 33x47 the third branch has 9 rows. Row 11 of the first is then taken from row
+        ``11 * 9 // 33 = 3``. Scaling up by 4 and cropping would take row 2.
+        """
+        channels = (8, 16, 8, 12)
+        cell = MultiscaleCell(channels, expansion=2, num_groups=4, dropout=0.3).double()
+        with torch.no_grad():
+            for name, parameter in cell.named_parameters():
+                if not name.endswith('original1'):
+                    parameter.normal_()
+        states, injections = (
+            maps(channels, *size, dtype=torch.float64) for _ in range(2)
+        )
+        with cell.freeze(injections):
+            actual = cell(states, injections)
+            expected = reference(cell, states, injections)
+        for a, b in zip(actual, expected):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
     def test_options(self):
         cell = MultiscaleCell(
@@ -42,6 +119,9 @@ class TestMultiscaleCell:
         assert cell.branches[0][0].norm1.num_groups == 2
         outputs = cell(maps((8, 16)), maps((8, 16)))
         assert [z.shape for z in outputs] == [(2, 8, 8, 12), (2, 16, 4, 6)]
+
+    def test_is_registered(self):
+        assert MODELS.get('MultiscaleCell') is MultiscaleCell
 
     def test_only_the_first_block_takes_the_injection(self):
         cell = MultiscaleCell((8,), num_blocks=(2,))
@@ -68,6 +148,9 @@ class TestMultiscaleCell:
         assert 'ReLU' not in kinds
         assert 'Conv2dAdaptivePadding' in kinds
 
+
+@pytest.mark.versions
+class TestFreezing:
     def test_masks_are_fixed_while_frozen(self):
         cell = MultiscaleCell((8, 8), dropout=0.5)
         states, injections = maps((8, 8)), maps((8, 8))
@@ -81,13 +164,30 @@ class TestMultiscaleCell:
         with cell.freeze(injections):
             assert not torch.equal(first, apply())
 
+    def test_masks_are_drawn_branch_by_branch(self):
+        """So that a seed gives the masks that it has always given."""
+        cell = MultiscaleCell((8, 16), num_blocks=(2, 1), dropout=0.5)
+        injections = maps((8, 16))
+        torch.manual_seed(3)
+        expected = [torch.empty(2, c).bernoulli_(0.5) * 2 for c in (8, 8, 16)]
+        torch.manual_seed(3)
+        with cell.freeze(injections):
+            dropouts = [m for m in cell.modules() if isinstance(m, VariationalDropout)]
+            for dropout, mask in zip(dropouts, expected):
+                assert torch.equal(dropout.held, mask)
+
     def test_masks_are_released_after_an_error(self):
         cell = MultiscaleCell((8,), dropout=0.5)
-        frozen = cell.freeze(maps((8,)))
-        frozen.__enter__()
-        assert cell.branches[0][0].dropout.held is not None
-        assert frozen.__exit__(KeyError, KeyError(), None) is False
-        assert cell.branches[0][0].dropout.held is None
+        dropout = cell.branches[0][0].dropout
+
+        def fail():
+            with cell.freeze(maps((8,))):
+                assert dropout.held is not None
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        assert dropout.held is None
 
     def test_weights_are_normalised_once(self):
         cell = MultiscaleCell((8, 8))
@@ -99,7 +199,7 @@ class TestMultiscaleCell:
 
         normalised = [m for m in cell.modules() if parametrize.is_parametrized(m)]
         for module in normalised:
-            module.parametrizations.weight[0].norm.register_forward_hook(count)
+            module.parametrizations.weight[0].register_forward_hook(count)
         with cell.freeze(maps((8, 8))):
             for _ in range(5):
                 cell(maps((8, 8)), maps((8, 8)))
@@ -118,27 +218,44 @@ class TestMultiscaleCell:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().max() > 0, name
 
-    @pytest.mark.parametrize(
-        ('kwargs', 'message'),
-        [
-            (dict(channels=()), 'channels must name at least one branch'),
-            (dict(channels=(8, 12)), r'channels must be divisible by num_groups=8'),
-            (dict(channels=(9,), num_groups=9), r'channels must be divisible .* by 4'),
-            (dict(channels=(8, 8), num_blocks=(1,)), r'num_blocks must .* 2 branches'),
-            (dict(channels=(8, 8), num_blocks=(1, 0)), r'num_blocks must .* \(1, 0\)'),
-            (
-                dict(channels=(8, 8), num_big_kernels=(0, 0, 0)),
-                r'num_big_kernels must .* 2 branches',
-            ),
-            (
-                dict(channels=(8,), num_big_kernels=(3,)),
-                r'must be 0, 1 or 2, got \(3,\)',
-            ),
-            (dict(channels=(8,), expansion=0), 'expansion and num_groups .* 0 and 8'),
-            (dict(channels=(8,), num_groups=0), 'expansion and num_groups .* 5 and 0'),
-            (dict(channels=(8,), dropout=1.5), r'dropout must .* got 1\.5'),
-        ],
-    )
-    def test_wrong_argument(self, kwargs, message):
-        with pytest.raises(ValueError, match=message):
-            MultiscaleCell(**kwargs)
+    def test_checkpointing_freezes_the_recomputation(self):
+        """Backward runs when the cell is frozen otherwise, or no more."""
+        states, injections = maps((8, 8)), maps((8, 8))
+        gradients = []
+        for with_cp in (False, True):
+            torch.manual_seed(0)
+            cell = MultiscaleCell((8, 8), dropout=0.5, with_cp=with_cp)
+            with cell.freeze(injections):
+                outputs = cell(states, injections)
+            with cell.freeze(injections):
+                sum(z.square().sum() for z in outputs).backward()
+            gradients.append([parameter.grad for parameter in cell.parameters()])
+        for expected, actual in zip(*gradients):
+            torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(channels=()), 'channels must name at least one branch'),
+        (dict(channels=(8, 12)), r'channels must be divisible by num_groups=8'),
+        (dict(channels=(9,), num_groups=9), r'channels must be divisible .* by 4'),
+        (dict(channels=(0,)), 'channels of a branch must be an integer .* got 0'),
+        (dict(channels=(8.0,)), r'channels of a branch must be an integer .* got 8\.0'),
+        (dict(channels=(8, 8), num_blocks=(1,)), r'num_blocks must .* 2 branches'),
+        (dict(channels=(8, 8), num_blocks=(1, 0)), r'num_blocks .* must .* got 0'),
+        (
+            dict(channels=(8, 8), num_big_kernels=(0, 0, 0)),
+            r'num_big_kernels must .* 2 branches',
+        ),
+        (dict(channels=(8,), num_big_kernels=(3,)), r'must be one of .*, got 3'),
+        (dict(channels=(8,), expansion=0), 'expansion must .* at least 1, got 0'),
+        (dict(channels=(8,), num_groups=0), 'num_groups must .* at least 1, got 0'),
+        (dict(channels=(8,), dropout=1.5), r'dropout must .* got 1\.5'),
+        (dict(channels=(8,), dropout=1), r'dropout must .* \[0, 1\), got 1'),
+        (dict(channels=(8,), dropout=-0.1), r'dropout must .* got -0\.1'),
+    ],
+)
+def test_wrong_argument(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MultiscaleCell(**kwargs)

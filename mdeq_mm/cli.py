@@ -1,0 +1,67 @@
+"""Arguments that several command-line tools share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+from mmengine.config import DictAction
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cfg-options``."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of the config to override, as key=value; dots join nested keys, '
+        'lists are written key="[a,b]"',
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds the positional arguments ``config`` and ``checkpoint``."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--shape``, the size of the images."""
+    parser.add_argument(
+        '--shape',
+        type=int_of_at_least(1),
+        nargs=2,
+        metavar=('H', 'W'),
+        help='size of the images; default: the size of the data_preprocessor, or '
+        '224 224 if it has none',
+    )
+
+
+def int_of_at_least(least: int) -> Callable[[str], int]:
+    """Returns an argument type: an integer that is large enough."""
+
+    def convert(text: str) -> int:
+        number = int(text)
+        if number < least:
+            raise argparse.ArgumentTypeError(f'must be at least {least}, got {text}')
+        return number
+
+    convert.__name__ = 'int'  # how argparse calls the type where the text is no number
+    return convert
+
+
+def positive_float(text: str) -> float:
+    """Converts an argument that must be a number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f'must be positive, got {text}')
+    return number
+
+
+def non_negative_float(text: str) -> float:
+    """Converts an argument that must be a number of at least 0."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f'must not be negative, got {text}')
+    return number

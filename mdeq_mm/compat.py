@@ -1,0 +1,114 @@
+"""What stock OpenMMLab or an old torch lacks, added before the toolboxes are imported.
+
+Nothing here is about equilibria. It goes when the stock packages have it themselves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any, NoReturn
+
+import mmengine
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+REQUIRED_VERSIONS = {'torch': '2.1.0', 'mmengine': '0.10.0', 'mmcv': '2.0.0'}
+
+
+def check_versions() -> None:
+    """Checks the installed versions of torch, mmengine and mmcv.
+
+    Raises:
+        ImportError: If one of them is older than needed.
+    """
+    import mmcv
+
+    for module in (torch, mmengine, mmcv):
+        name, needed = module.__name__, REQUIRED_VERSIONS[module.__name__]
+        if digit_version(module.__version__) < digit_version(needed):
+            raise ImportError(
+                f'mdeq_mm needs {name}>={needed}, found {module.__version__}'
+            )
+
+
+class MissingOps(ModuleType):
+    """Stands in for ``mmcv._ext``: it has every op, and a call says what is missing.
+
+    Args:
+        name (str): Name of the module.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # mmengine asks for the module's specification to see whether there are compiled
+        # ops. One without a loader tells it that there are none.
+        self.__spec__ = ModuleSpec(name, loader=None)
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+
+        def missing(*args: Any, **kwargs: Any) -> NoReturn:
+            raise ImportError(
+                f'the compiled op {name!r} is not part of mmcv-lite: '
+                'install mmcv instead of mmcv-lite to use it'
+            )
+
+        return missing
+
+
+def stand_in_for_missing_ops() -> None:
+    """Lets mmseg be imported with ``mmcv-lite``, which has no compiled ops.
+
+    mmseg imports ``mmcv.ops`` whether or not a model needs a compiled op. With the
+    stand-in only the use of such an op fails. With the full mmcv this does nothing.
+    """
+    name = 'mmcv._ext'
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        sys.modules[name] = MissingOps(name)
+
+
+def history_buffer_attribute(owner: Any, name: str) -> Any:
+    """Takes the place of ``getattr`` in checkpoints, for :class:`HistoryBuffer` alone.
+
+    Raises:
+        UnpicklingError: If an attribute of something else is asked for.
+    """
+    if owner is not HistoryBuffer:
+        raise UnpicklingError(f'a checkpoint may not read {name!r} of {owner!r}')
+    return getattr(owner, name)
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Lets torch >= 2.6 load the training checkpoints of mmengine.
+
+    Since 2.6 ``torch.load`` admits only the classes of a list. mmengine puts log
+    histories into its checkpoints, which hold numpy arrays and the names of their own
+    methods. This adds those, and nothing more, to the list.
+    """
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        return
+    core: Any = getattr(np, '_core', None) or np.core
+    dtypes: Any = np.dtypes
+    allowed: list[Any] = [
+        HistoryBuffer,
+        (history_buffer_attribute, 'builtins.getattr'),
+        np.ndarray,
+        np.dtype,
+        *(getattr(dtypes, name) for name in dtypes.__all__),
+        # A checkpoint may come from numpy 1 or numpy 2, which name this module
+        # differently.
+        *(
+            (getattr(core.multiarray, name), f'{module}.{name}')
+            for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
+            for name in ('_reconstruct', 'scalar')
+        ),
+    ]
+    torch.serialization.add_safe_globals(allowed)

@@ -1,0 +1,54 @@
+from argparse import ArgumentParser
+
+import pytest
+
+from mdeq_mm import cli
+
+
+@pytest.fixture
+def parser():
+    parser = ArgumentParser()
+    cli.add_checkpoint(parser)
+    cli.add_shape(parser)
+    cli.add_cfg_options(parser)
+    parser.add_argument('--number', type=cli.int_of_at_least(2))
+    parser.add_argument('--tol', type=cli.positive_float)
+    parser.add_argument('--speed', type=cli.non_negative_float)
+    return parser
+
+
+def test_values(parser):
+    args = parser.parse_args(
+        [
+            *('config.py', 'file.pth', '--shape', '3', '4', '--number', '2'),
+            *('--tol', '1e-3', '--speed', '0', '--cfg-options', 'a.b=1', 'c=[1,2]'),
+        ]
+    )
+    assert vars(args) == dict(
+        config='config.py',
+        checkpoint='file.pth',
+        shape=[3, 4],
+        cfg_options={'a.b': 1, 'c': [1, 2]},
+        number=2,
+        tol=1e-3,
+        speed=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ('--shape 0 4', 'argument --shape: must be at least 1, got 0'),
+        ('--number 1', 'argument --number: must be at least 2, got 1'),
+        ('--number x', "argument --number: invalid int value: 'x'"),
+        ('--tol 0', 'argument --tol: must be positive, got 0'),
+        ('--tol nan', 'argument --tol: must be positive, got nan'),
+        ('--tol inf', 'argument --tol: must be positive, got inf'),
+        ('--speed=-1', 'argument --speed: must not be negative, got -1'),
+        ('--speed nan', 'argument --speed: must not be negative, got nan'),
+    ],
+)
+def test_refused(parser, capsys, options, message):
+    with pytest.raises(SystemExit):
+        parser.parse_args(['config.py', 'file.pth', *options.split()])
+    assert message in capsys.readouterr().err

@@ -1,0 +1,120 @@
+import argparse
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+
+
+@pytest.fixture(scope='module')
+def launch(load_tool):
+    return load_tool('launch.py')
+
+
+@pytest.fixture
+def load(launch, tmp_path, monkeypatch):
+    """Loads a config for a runner from a command line."""
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    path = tmp_path / 'my_config.py'
+
+    def run(*options, text=''):
+        path.write_text(f"default_scope = 'mmseg'\n{text}")
+        parser = argparse.ArgumentParser()
+        parser.add_argument('config')
+        launch.add_common_arguments(parser)
+        return launch.load_runner_config(parser.parse_args([str(path), *options]))
+
+    return run
+
+
+class TestLoadRunnerConfig:
+    @pytest.mark.parametrize(
+        ('options', 'text', 'expected'),
+        [
+            ([], '', 'work_dirs/my_config'),
+            ([], "work_dir = 'there'\n", 'there'),
+            (['--work-dir', 'here'], "work_dir = 'there'\n", 'here'),
+        ],
+    )
+    def test_work_dir(self, load, options, text, expected):
+        assert load(*options, text=text).work_dir == expected
+
+    def test_launcher_and_options(self, load):
+        cfg = load('--launcher', 'pytorch', '--cfg-options', 'a.b=3')
+        assert cfg.launcher == 'pytorch'
+        assert cfg.a.b == 3
+        assert load().launcher == 'none'
+
+    @pytest.mark.parametrize('option', ['--local_rank', '--local-rank'])
+    def test_local_rank(self, load, monkeypatch, option):
+        """torch.distributed.launch gives the argument and torchrun the variable."""
+        load(f'{option}=1')
+        assert os.environ['LOCAL_RANK'] == '1'
+        monkeypatch.setenv('LOCAL_RANK', '2')
+        load(f'{option}=1')
+        assert os.environ['LOCAL_RANK'] == '2'
+
+    def test_no_toolbox(self, load):
+        with pytest.raises(ValueError, match='default_scope'):
+            load('--cfg-options', 'default_scope=None')
+
+
+class TestCpuProcesses:
+    @pytest.fixture
+    def groups(self, launch, monkeypatch):
+        """The groups of processes that were made."""
+        made = []
+        monkeypatch.setattr(
+            torch.distributed,
+            'init_process_group',
+            lambda backend, timeout: made.append((backend, timeout.total_seconds())),
+        )
+        monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
+        return made
+
+    def test_one_process(self, launch, groups):
+        cfg = Config(dict(launcher='none'))
+        launch.prepare_cpu_processes(cfg)
+        assert (groups, cfg.to_dict()) == ([], dict(launcher='none'))
+
+    def test_accelerator(self, launch, groups, monkeypatch):
+        monkeypatch.setattr(launch, 'get_device', lambda: 'cuda')
+        cfg = Config(dict(launcher='slurm'))
+        launch.prepare_cpu_processes(cfg)
+        assert (groups, cfg.to_dict()) == ([], dict(launcher='slurm'))
+
+    def test_several_processes(self, launch, groups):
+        cfg = Config(dict(launcher='pytorch', find_unused_parameters=True))
+        launch.prepare_cpu_processes(cfg)
+        assert groups == [('gloo', 1800)]
+        assert cfg.model_wrapper_cfg == dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+        )
+
+    def test_settings_of_the_config(self, launch, groups):
+        env_cfg, wrapper = dict(dist_cfg=dict(timeout=60)), dict(type='Mine')
+        cfg = dict(launcher='pytorch', env_cfg=env_cfg, model_wrapper_cfg=wrapper)
+        cfg = Config(cfg)
+        launch.prepare_cpu_processes(cfg)
+        assert groups == [('gloo', 60)]
+        assert cfg.model_wrapper_cfg == dict(type='Mine')
+
+    @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+    def test_other_launchers(self, launch, groups, launcher):
+        with pytest.raises(ValueError, match=f"'pytorch', got '{launcher}'"):
+            launch.prepare_cpu_processes(Config(dict(launcher=launcher)))
+        assert groups == []
+
+
+def test_build_runner(launch, monkeypatch):
+    """A config may name a runner of its own."""
+    monkeypatch.setattr(launch.Runner, 'from_cfg', lambda cfg: ('stock', cfg))
+    monkeypatch.setattr(launch.RUNNERS, 'build', lambda cfg: (cfg.runner_type, cfg))
+    for runner_type, expected in ((None, 'stock'), ('Mine', 'Mine')):
+        cfg = dict(launcher='none')
+        if runner_type is not None:
+            cfg['runner_type'] = runner_type
+        assert launch.build_runner(Config(cfg))[0] == expected
