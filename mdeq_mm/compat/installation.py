@@ -1,7 +1,4 @@
-"""What stock OpenMMLab or an old torch lacks, added before the toolboxes are imported.
-
-Nothing here is about equilibria. It goes when the stock packages have it themselves.
-"""
+"""What must be in place before the toolboxes are imported: versions and missing ops."""
 
 from __future__ import annotations
 
@@ -9,14 +6,11 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, NoReturn
 
 import mmengine
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
 REQUIRED_VERSIONS = {'torch': '2.1.0', 'mmengine': '0.10.0', 'mmcv': '2.0.0'}
@@ -73,42 +67,3 @@ def stand_in_for_missing_ops() -> None:
     name = 'mmcv._ext'
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = MissingOps(name)
-
-
-def history_buffer_attribute(owner: Any, name: str) -> Any:
-    """Takes the place of ``getattr`` in checkpoints, for :class:`HistoryBuffer` alone.
-
-    Raises:
-        UnpicklingError: If an attribute of something else is asked for.
-    """
-    if owner is not HistoryBuffer:
-        raise UnpicklingError(f'a checkpoint may not read {name!r} of {owner!r}')
-    return getattr(owner, name)
-
-
-def allow_mmengine_checkpoints() -> None:
-    """Lets torch >= 2.6 load the training checkpoints of mmengine.
-
-    Since 2.6 ``torch.load`` admits only the classes of a list. mmengine puts log
-    histories into its checkpoints, which hold numpy arrays and the names of their own
-    methods. This adds those, and nothing more, to the list.
-    """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
-    core: Any = getattr(np, '_core', None) or np.core
-    dtypes: Any = np.dtypes
-    allowed: list[Any] = [
-        HistoryBuffer,
-        (history_buffer_attribute, 'builtins.getattr'),
-        np.ndarray,
-        np.dtype,
-        *(getattr(dtypes, name) for name in dtypes.__all__),
-        # A checkpoint may come from numpy 1 or numpy 2, which name this module
-        # differently.
-        *(
-            (getattr(core.multiarray, name), f'{module}.{name}')
-            for module in ('numpy.core.multiarray', 'numpy._core.multiarray')
-            for name in ('_reconstruct', 'scalar')
-        ),
-    ]
-    torch.serialization.add_safe_globals(allowed)
