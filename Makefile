@@ -84,8 +84,9 @@ test-slow: env
 test-all: env
 	$(DEFAULT)/$(PYTEST) $(PYTEST_ARGS)
 
+CLASSIC_TESTS ?= versions
 test-classic: env-classic
-	$(CLASSIC)/$(PYTEST) -m versions $(PYTEST_ARGS)
+	$(CLASSIC)/$(PYTEST) -m '$(CLASSIC_TESTS)' $(PYTEST_ARGS)
 
 $(LINT)/.ready: requirements/lint.txt
 	$(PYTHON) -m venv $(LINT)
