@@ -46,6 +46,8 @@ def paint(
             f'got {labels.shape}'
         )
     painted = image.astype(np.float32)
+    # Heads with a single output channel predict classes as floating point numbers.
+    labels = labels.astype(np.int64)
     known = labels < len(palette)
     colours = np.asarray(palette, dtype=np.float32)[labels[known]]
     painted[known] = (1 - opacity) * painted[known] + opacity * colours

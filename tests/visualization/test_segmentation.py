@@ -20,6 +20,12 @@ class TestPaint:
         assert painted[3, 0].tolist() == [50, 50, 50]
         assert (IMAGE == 100).all()
 
+    def test_classes_as_floating_point_numbers(self):
+        """What a head with one output channel predicts."""
+        labels = np.ones((4, 6), np.int64)
+        painted = paint(IMAGE, labels.astype(np.float32), PALETTE)
+        np.testing.assert_array_equal(painted, paint(IMAGE, labels, PALETTE))
+
     def test_wrong_size(self):
         with pytest.raises(ValueError, match=r'\(4, 6\), got \(6, 4\)'):
             paint(IMAGE, np.zeros((6, 4), np.int64), PALETTE)

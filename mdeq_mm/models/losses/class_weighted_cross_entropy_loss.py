@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...deq.checks import check_number
+from ...deq.checks import check_choice, check_number
 
 
 @MODELS.register_module()
@@ -74,25 +74,42 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
         pred: Tensor,
         label: Tensor,
         weight: Optional[Tensor] = None,
+        avg_factor: Optional[float] = None,
+        reduction_override: Optional[str] = None,
         ignore_index: int = 255,
     ) -> Tensor:
         """Computes the loss.
+
+        The arguments are those of the stock ``CrossEntropyLoss``.
 
         Args:
             pred (Tensor): Logits, ``(B, num_classes, H, W)``.
             label (Tensor): Classes, int64, ``(B, H, W)``.
             weight (Tensor, optional): How much each pixel counts, ``(B, H, W)``. Pixel
                 samplers give it. Defaults to None, all pixels count the same.
+            avg_factor (float, optional): What the mean divides by. Defaults to None,
+                the sum of the weights.
+            reduction_override (str, optional): ``'none'`` for the losses of all
+                pixels, as ``OHEMPixelSampler`` asks for, ``'sum'`` or ``'mean'``.
+                Defaults to None, the mean.
             ignore_index (int): Label of the pixels that do not count.
                 Defaults to 255.
 
         Returns:
-            Tensor: The loss, a scalar, in float32 or float64.
+            Tensor: The loss, a scalar, in float32 or float64; ``(B, H, W)`` with
+            ``reduction_override='none'``.
 
         Raises:
             ValueError: If the number of classes of ``pred`` is not that of
-                ``class_weight``.
+                ``class_weight``, or the reduction is unknown, or ``avg_factor`` is
+                given for something else than a mean.
         """
+        reduction = 'mean' if reduction_override is None else reduction_override
+        check_choice('reduction_override', reduction, ('none', 'mean', 'sum'))
+        if avg_factor is not None and reduction != 'mean':
+            raise ValueError(
+                f'avg_factor needs a mean, got reduction_override={reduction!r}'
+            )
         n_classes = len(self.class_weight)
         if pred.shape[1] != n_classes:
             raise ValueError(
@@ -108,5 +125,11 @@ class ClassWeightedCrossEntropyLoss(nn.Module):
         weights = class_weight[label.where(valid, torch.zeros_like(label))] * valid
         if weight is not None:
             losses, weights = losses * weight, weights * weight
-        total = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
-        return self.loss_weight * losses.sum() / total
+        if reduction == 'none':
+            return self.loss_weight * losses
+        total = self.loss_weight * losses.sum()
+        if reduction == 'sum':
+            return total
+        if avg_factor is not None:
+            return total / avg_factor
+        return total / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)

@@ -115,3 +115,61 @@ def test_bad_arguments(settings, message):
 def test_another_number_of_classes(pred, label):
     with pytest.raises(ValueError, match='class_weight has 2 classes, but pred has 3'):
         ClassWeightedCrossEntropyLoss([1.0, 1.0])(pred, label)
+
+
+class TestStockArguments:
+    """The arguments of mmseg's own loss, which its pixel samplers use."""
+
+    def test_losses_of_all_pixels(self, pred, label):
+        loss = ClassWeightedCrossEntropyLoss(CLASS_WEIGHT, loss_weight=2)
+        losses = loss(pred, label, reduction_override='none')
+        assert losses.shape == label.shape
+        expected = 2 * F.cross_entropy(
+            pred,
+            label,
+            torch.tensor(CLASS_WEIGHT).double(),
+            ignore_index=255,
+            reduction='none',
+        )
+        torch.testing.assert_close(losses, expected)
+        total = loss(pred, label, reduction_override='sum')
+        torch.testing.assert_close(total, losses.sum())
+
+    def test_avg_factor(self, pred, label):
+        loss = ClassWeightedCrossEntropyLoss(CLASS_WEIGHT)
+        total = loss(pred, label, reduction_override='sum')
+        torch.testing.assert_close(loss(pred, label, avg_factor=7), total / 7)
+
+    @pytest.mark.parametrize(
+        ('wrong', 'message'),
+        [
+            (dict(reduction_override='max'), "reduction_override must .*'max'"),
+            (dict(reduction_override='sum', avg_factor=2), 'avg_factor needs a mean'),
+        ],
+    )
+    def test_wrong_argument(self, pred, label, wrong, message):
+        with pytest.raises(ValueError, match=message):
+            ClassWeightedCrossEntropyLoss(CLASS_WEIGHT)(pred, label, **wrong)
+
+    @pytest.mark.parametrize('thresh', [None, 0.7])
+    @pytest.mark.parametrize('stock', [True, False])
+    def test_hard_pixels(self, thresh, stock):
+        """As with the stock loss, whose weights are all 1 here."""
+        name = 'mmseg.CrossEntropyLoss' if stock else 'ClassWeightedCrossEntropyLoss'
+        head = mmseg.models.FCNHead(
+            in_channels=4,
+            channels=4,
+            num_convs=0,
+            concat_input=False,
+            num_classes=3,
+            sampler=dict(type='mmseg.OHEMPixelSampler', min_kept=9, thresh=thresh),
+            loss_decode=dict(type=name, class_weight=[1.0, 1.0, 1.0]),
+        )
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.rand(1, 3, 8, 8, generator=generator)
+        labels = torch.randint(3, (1, 1, 8, 8), generator=generator)
+        chosen = head.sampler.sample(logits, labels)
+        assert chosen.sum() >= 9
+        losses = F.cross_entropy(logits, labels[:, 0], reduction='none')
+        hardest = losses.flatten().topk(9).indices
+        assert (chosen.flatten()[hardest] == 1).all()
