@@ -5,7 +5,6 @@ import gc
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,7 @@ import mdeq_mm  # noqa: F401  before mmseg, which needs its stand-in for compile
 from mdeq_mm.models import MDEQ
 
 from . import shortcuts  # noqa: F401
-from .isolation import isolated, load_tool, run_main
+from .isolation import isolated, load_tool, run_main, started
 from .time_limit import TimeLimit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,19 +122,12 @@ def run_process(root, environment):
     """Runs a tool in a process of its own and returns what it printed."""
 
     def run(tool, *args, cwd, timeout=600, **variables):
-        program = [sys.executable] if tool.endswith('.py') else ['bash']
-        result = subprocess.run(
-            [*program, str(root / 'tools' / tool), *map(str, args)],
-            cwd=cwd,
-            env={**environment, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout[-6000:]
-        return result.stdout
+        program = sys.executable if tool.endswith('.py') else 'bash'
+        command = [program, root / 'tools' / tool, *args]
+        with started(command, cwd=cwd, env={**environment, **variables}) as process:
+            output = process.communicate(timeout=timeout)[0]
+        assert process.returncode == 0, output[-6000:]
+        return output
 
     return run
 

@@ -7,6 +7,8 @@ import functools
 import importlib.util
 import io
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +64,30 @@ def isolated(folder: Path, modules: Path | None = None) -> Iterator[None]:
             file = getattr(module, '__file__', None)
             if modules is not None and file and Path(file).parent == Path(modules):
                 del sys.modules[name]
+
+
+@contextlib.contextmanager
+def started(command: list, **kwargs: object) -> Iterator[subprocess.Popen]:
+    """Starts a program; it and what it has started have ended when the context ends.
+
+    Args:
+        command (list): The program and its arguments.
+        **kwargs (object): Further arguments of ``subprocess.Popen``.
+    """
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **kwargs,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,10 +20,16 @@ from pathlib import Path
 
 
 def free_port() -> str:
-    """Returns a port of this machine that nobody listens to."""
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return str(listener.getsockname()[1])
+    """Returns a port of this machine that nobody uses.
+
+    It is below those that systems give to connections, of which one could take it
+    before it is used.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10000, 30000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(('127.0.0.1', port))
+            return str(port)
 
 
 class TwoProcesses:

@@ -97,8 +97,10 @@ def freezable_weight_norm(module: nn.Module) -> nn.Module:
     weight_norm(module)
     parametrizations = cast(nn.ModuleDict, module.parametrizations)
     plain = cast(ParametrizationList, parametrizations['weight'])
-    # original1 is the weight before; its norms are computed from it once more.
+    # original1 is the weight before; its norms are computed from it once more. As torch
+    # does for weight_norm itself, `unsafe` leaves out a check that evaluates the norm,
+    # which torch 2.1 cannot do on the meta device.
     parametrizations['weight'] = _FreezableParametrization(
-        list(plain), cast(nn.Parameter, plain.original1)
+        list(plain), cast(nn.Parameter, plain.original1), unsafe=True
     )
     return module

@@ -155,9 +155,7 @@ class TestObserving:
     def test_states_are_not_kept(self, layer):
         metric, states = SolverStatistics(curve_at=(1,)), []
         layer.register_pass_hook(
-            lambda _, passed: states.append(
-                weakref.ref(passed.solution.state.untyped_storage())
-            )
+            lambda _, passed: states.append(weakref.ref(passed.solution.state))
         )
         with metric.observing([layer]):
             layer((torch.rand(2, 4),))

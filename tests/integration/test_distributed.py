@@ -1,11 +1,13 @@
 """Two processes on CPU. All but the launchers are started once and shared."""
 
-import subprocess
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from mmengine.utils import digit_version
 
+from ..isolation import started
 from ..two_processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.versions]
@@ -288,23 +290,21 @@ def test_sharded_parameters(
 def test_scripts(run_tool, run_process, root, environment, config, workplace, tmp_path):
     """They start what trains on two nodes, and what evaluates in two processes."""
     path = config(BASE, text(batch_size=4))
-    port = free_port()
-    command = ['bash', root / 'tools/dist_train.sh', path, '1', '--work-dir']
-    nodes = []
     # Two launchers that only meet at a port, as on two machines.
-    for rank in (0, 1):
-        variables = dict(NNODES='2', NODE_RANK=str(rank), MASTER_ADDR='127.0.0.1')
-        nodes.append(
-            subprocess.Popen(
-                [*map(str, command), str(tmp_path / f'node_{rank}')],
+    variables = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=free_port())
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for rank in (0, 1):
+            command = ['bash', root / 'tools/dist_train.sh', path, 1, '--work-dir']
+            node = started(
+                [*command, tmp_path / f'node_{rank}'],
                 cwd=workplace,
-                env={**environment, **variables, 'PORT': port},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+                env={**environment, **variables, 'NODE_RANK': str(rank)},
             )
-        )
-    outputs = [node.communicate(timeout=600)[0] for node in nodes]
+            nodes.append(stack.enter_context(node))
+        # Both are read at once: one that cannot write would keep the other waiting.
+        with ThreadPoolExecutor() as pool:
+            outputs = [*pool.map(lambda node: node.communicate(timeout=300)[0], nodes)]
     assert [node.returncode for node in nodes] == [0, 0], outputs[0][-3000:]
     checkpoint = tmp_path / 'node_0/iter_3.pth'
     assert checkpoint.exists()
