@@ -150,7 +150,7 @@ def test_overflow_passes_through(make_model):
     loss = model(*batch(torch.float32))['loss']
     (loss * 1e30 * 1e30).backward()
     (forward_pass,) = passes
-    assert forward_pass.adjoint is None
+    assert (forward_pass.adjoint.n_evals == 1).all()  # there is nothing to solve
     assert not all(p.grad.isfinite().all() for p in model.parameters())
 
 

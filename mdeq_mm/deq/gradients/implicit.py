@@ -30,9 +30,9 @@ class ImplicitGradient(EquilibriumGradient):
 
     The adjoint system is solved for the gradient scaled to unit norm in each sample. So
     tolerances are relative to the gradient, and loss scaling changes nothing. The
-    solution is reported to the :class:`ForwardPass`. A gradient that holds NaN or Inf,
-    as when a loss scale was too large, passes through without a solve, so that the
-    gradient scaler sees it.
+    solution is reported to the :class:`ForwardPass`. The gradient of a sample that
+    holds NaN or Inf, as when a loss scale was too large, passes through, so that the
+    gradient scaler sees it; the other samples are solved as without it.
 
     The initial guess of the adjoint solve is the gradient itself, or the gradient times
     the inverse Jacobian that the forward solver ended with, which costs no product.
@@ -145,13 +145,14 @@ class _Adjoint:
             )
         # Squares of tiny or huge numbers are out of the range of float32.
         norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True, dtype=torch.float64)
-        if not norm.isfinite().all():
-            return grad
-        unit = (grad / norm.clamp_min(torch.finfo(norm.dtype).tiny)).to(grad.dtype)
+        # Chosen on the device: to ask whether all are finite would wait for it.
+        finite = norm.isfinite()
+        unit = grad / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        unit = torch.where(finite, unit, 0).to(grad.dtype)
         y = self.guess(unit)
         if self.solver is not None:
             y = self._solve(self.solver, y, unit)
-        return (y * norm).to(grad.dtype)
+        return torch.where(finite, (y * norm).to(grad.dtype), grad)
 
     def _solve(self, solver: FixedPointSolver, start: Tensor, unit: Tensor) -> Tensor:
         def f(y: Tensor) -> Tensor:
