@@ -14,6 +14,7 @@ from ..builder import build
 from ..forward_pass import AdjointRecord, ForwardPass
 from ..initial_guesses import AdjointGuess
 from ..solvers import FixedPointSolver
+from ..solvers.loop import refuse_transforms
 from .base import EquilibriumGradient
 
 
@@ -143,6 +144,7 @@ class _Adjoint:
                 'create_graph=True. Use PhantomGradient or the unrolled mode, which '
                 'are differentiable twice.'
             )
+        refuse_transforms(grad)
         # Squares of tiny or huge numbers are out of the range of float32.
         norm = torch.linalg.vector_norm(grad, dim=1, keepdim=True, dtype=torch.float64)
         # Chosen on the device: to ask whether all are finite would wait for it.

@@ -1,19 +1,28 @@
-"""The loop of every solver, and the books it keeps on the samples of the batch."""
+"""The loop of every solver."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Callable, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .low_rank import LowRankInverse
-from .solution import Solution, SolveStatus
+from .samples import Samples
+from .solution import Solution
 
 if TYPE_CHECKING:
     from .base import FixedPointFunction, FixedPointSolver
+
+_BROKEN = (
+    'The function whose fixed point is sought returned NaN or Inf. The samples '
+    'concerned keep the best state before it.'
+)
+
+# Between these norms no square that matters leaves the range of float32.
+_LEAST, _MOST = 1e-12, 1e18
 
 
 @torch.no_grad()
@@ -41,6 +50,8 @@ def solve(
 
     for number in range(1, solver.max_evals + 1):
         fz = f(z)
+        if number == 1:
+            refuse_transforms(fz)
         if fz.shape != z.shape:
             raise ValueError(
                 f'f must return the shape it is given, {tuple(z.shape)}, '
@@ -69,7 +80,40 @@ def solve(
 
     with torch.autocast(device, enabled=False):
         inverse = None if samples.some_left else solver.inverse_jacobian(state)
+    if samples.n_broken > 0:
+        warnings.warn(_BROKEN, RuntimeWarning, stacklevel=3)
     return samples.solution(inverse)
+
+
+def refuse_transforms(x: Tensor) -> None:
+    """Refuses what would record a solve, or differentiate it by its steps.
+
+    Args:
+        x (Tensor): What an evaluation in the solve has returned.
+
+    Raises:
+        RuntimeError: If ``torch.jit.trace`` records, if ``x`` has a tangent of
+            forward-mode differentiation, or if it stands for other tensors in a
+            transform of ``torch.func``.
+    """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError(
+            'torch.jit.trace cannot record a solve: how many evaluations it takes is '
+            'decided anew for every input. Trace the unrolled mode: '
+            '`with layer.using(mode=Unrolled(num_layers)): torch.jit.trace(...)`'
+        )
+    # torch has no public way to ask for its transforms. Older versions have not this
+    # way to ask for the one of batched gradients, and end with a message of their own.
+    functorch = torch._C._functorch  # noqa: SLF001
+    is_wrapped = functorch.is_functorch_wrapped_tensor
+    is_batched = getattr(functorch, 'is_legacy_batchedtensor', is_wrapped)
+    has_tangent = forward_ad.unpack_dual(x).tangent is not None
+    if is_wrapped(x) or is_batched(x) or has_tangent:
+        raise RuntimeError(
+            'forward-mode differentiation, the transforms of torch.func and batched '
+            'gradients do not work through a solve. Use torch.autograd.grad or '
+            'backward, or the unrolled mode: `layer.using(mode=Unrolled(num_layers))`'
+        )
 
 
 def measure(g: Tensor, fz: Tensor, stop_mode: str) -> Tensor:
@@ -80,184 +124,25 @@ def measure(g: Tensor, fz: Tensor, stop_mode: str) -> Tensor:
         fz (Tensor): ``f(z)``, ``(B, N)``.
         stop_mode (str): ``'abs'`` or ``'rel'``, see :class:`FixedPointSolver`.
     """
-    norm = torch.linalg.vector_norm(g, dim=1)
     if stop_mode == 'abs':
-        return norm
-    return norm / (torch.linalg.vector_norm(fz, dim=1) + 1e-8)
+        return norms(g)
+    return norms(g) / (norms(fz) + 1e-8)
 
 
-def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Returns the samples of ``new`` where the mask ``(B,)`` holds, else of ``old``."""
-    if mask.device.type == 'cpu':
-        # Whole samples are copied, several times faster there than by torch.where.
-        return torch.stack([n if m else o for m, n, o in zip(mask.tolist(), new, old)])
-    return torch.where(mask.unsqueeze(1), new, old)
+def norms(x: Tensor) -> Tensor:
+    """Returns the Euclidean norm of each sample of ``x``, ``(B, N)``, as ``(B,)``.
 
-
-@dataclass
-class _Progress:
-    """How far some samples have come.
-
-    Attributes:
-        rows (Tensor): Their numbers in the batch that the solve began with, int64.
-        best (Tensor): The visited iterate of smallest residual, ``(b, N)``.
-        residual (Tensor): Its residual, ``(b,)``.
-        status (Tensor): :class:`SolveStatus` codes, int64, ``(b,)``.
-        n_evals (Tensor): Evaluations while the sample ran, int64, ``(b,)``.
+    Squares of huge and of tiny numbers are out of the range of float32. A norm is
+    infinite or NaN only if ``x`` is, and zero only if ``x`` is.
     """
-
-    rows: Tensor
-    best: Tensor
-    residual: Tensor
-    status: Tensor
-    n_evals: Tensor
-
-    def select(self, rows: Tensor) -> _Progress:
-        return _Progress(*(getattr(self, item.name)[rows] for item in fields(self)))
-
-    @classmethod
-    def merge(cls, parts: list[_Progress]) -> _Progress:
-        """Joins parts and puts their samples into the order of the first batch."""
-        if len(parts) == 1:
-            return parts[0]
-        columns = [
-            torch.cat([getattr(part, item.name) for part in parts])
-            for item in fields(cls)
-        ]
-        return cls(*columns).select(columns[0].argsort())
-
-
-class Samples:
-    """The books on the samples of one solve: who runs, and what each has found.
-
-    A sample runs until its residual is within the tolerance or ``f`` returns NaN or
-    Inf for it. Then it has stopped: it is held at its best iterate, and stays in the
-    batch until :meth:`compact` takes it out.
-
-    Each look at how many samples run makes the host wait for the device, so that
-    :meth:`observe` looks only when it is told to. In between, the masks are right and
-    the counts are not known.
-
-    Args:
-        z (Tensor): Initial states, ``(B, N)``.
-        tol (float): Residual at which a sample has converged.
-
-    Attributes:
-        running (Tensor): Which samples in the batch run, bool, ``(b,)``.
-        n_running (int, optional): How many these are; None where nobody has looked.
-    """
-
-    def __init__(self, z: Tensor, tol: float) -> None:
-        n_evals = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        self._here = _Progress(
-            rows=torch.arange(len(z), device=z.device),
-            best=z,
-            residual=z.new_full((len(z),), torch.inf),
-            status=torch.full_like(n_evals, SolveStatus.RUNNING),
-            n_evals=n_evals,
-        )
-        self._gone: list[_Progress] = []
-        self._tol = tol
-        self._trace: list[Tensor] = []
-        self._iterates: dict[int, Tensor] = {}
-        self.running = self._here.status == SolveStatus.RUNNING
-        self.n_running: Optional[int] = len(z)
-
-    @property
-    def rows(self) -> Tensor:
-        """Numbers of the samples in the batch, as the first batch counts, ``(b,)``."""
-        return self._here.rows
-
-    @property
-    def active(self) -> Optional[Tensor]:
-        """Which samples run, bool, ``(b,)``; None where all are known to."""
-        return None if self.n_running == len(self.running) else self.running
-
-    @property
-    def some_left(self) -> bool:
-        """Whether samples have left the batch."""
-        return bool(self._gone)
-
-    def observe(self, z: Tensor, residual: Tensor, look: bool) -> None:
-        """Enters one evaluation into the books.
-
-        Args:
-            z (Tensor): The iterates that were evaluated, ``(b, N)``. They are kept
-                without a copy where all are the best so far.
-            residual (Tensor): Their residuals, ``(b,)``.
-            look (bool): Whether to find out how many samples run.
-        """
-        here, running = self._here, self.running
-        improved = running & (residual < here.residual)
-        here.residual = torch.where(improved, residual, here.residual)
-        here.n_evals = here.n_evals + running
-        self._trace.append(self._whole(torch.where(running, residual, here.residual)))
-        here.status = here.status.masked_fill(
-            running & (residual <= self._tol), SolveStatus.CONVERGED
-        ).masked_fill(running & ~residual.isfinite(), SolveStatus.BROKEN_DOWN)
-        self.running = running = here.status == SolveStatus.RUNNING
-
-        self.n_running = n_improved = None
-        if look:
-            counts = torch.stack([running.sum(), improved.sum()])
-            self.n_running, n_improved = counts.tolist()
-        # Whole states are copied only where some samples improved and others did not.
-        if n_improved == len(z):
-            here.best = z
-        elif n_improved != 0:
-            here.best = choose(improved, z, here.best)
-
-    def keep(self, number: int, z: Tensor, residual: Tensor) -> None:
-        """Keeps the iterates of an evaluation, or the best where ``f`` broke down."""
-        finite = residual.isfinite().unsqueeze(1)
-        self._iterates[number] = torch.where(finite, z, self._here.best)
-
-    def compact(self) -> Optional[Tensor]:
-        """Takes the samples that have stopped out of the batch.
-
-        Returns:
-            Tensor, optional: Numbers, in the batch as it was, of the samples that stay,
-            ``(b,)``; None where none is known to have stopped.
-        """
-        if self.n_running is None or self.n_running == len(self.running):
-            return None
-        # By numbers: each look-up by a mask would wait for the device.
-        order = self.running.argsort(descending=True, stable=True)
-        staying, leaving = order[: self.n_running], order[self.n_running :]
-        self._gone.append(self._here.select(leaving))
-        self._here = self._here.select(staying)
-        self.running = self.running[staying]
-        return staying
-
-    def freeze(self, z: Tensor) -> Tensor:
-        """Returns the next iterates ``z``, those that have stopped at their best."""
-        active = self.active
-        return z if active is None else choose(active, z, self._here.best)
-
-    def solution(self, inverse_jacobian: Optional[LowRankInverse] = None) -> Solution:
-        """Closes the books: a sample that still runs has spent its budget.
-
-        Args:
-            inverse_jacobian (LowRankInverse, optional): What the solution shall hold.
-                Defaults to None.
-        """
-        here = self._here
-        here.status = here.status.masked_fill(self.running, SolveStatus.BUDGET_SPENT)
-        everyone = _Progress.merge([here, *self._gone])
-        return Solution(
-            state=everyone.best,
-            residual=everyone.residual,
-            status=everyone.status,
-            n_evals=everyone.n_evals,
-            trace=torch.stack(self._trace).nan_to_num(torch.inf, torch.inf),
-            inverse_jacobian=inverse_jacobian,
-            iterates=self._iterates,
-        )
-
-    def _whole(self, row: Tensor) -> Tensor:
-        """Completes a row of the trace by the samples that have left the batch."""
-        if not self._gone:
-            return row
-        rows = torch.cat([self.rows, *(part.rows for part in self._gone)])
-        values = torch.cat([row, *(part.residual for part in self._gone)])
-        return values[rows.argsort()]
+    if x.device.type == 'cpu' or x.dtype == torch.float64:
+        norm = torch.linalg.vector_norm(x, dim=1)
+        # Squares in float64 take several times as long there.
+        if x.dtype == torch.float64 or all(
+            _LEAST < value < _MOST for value in norm.tolist()
+        ):
+            return norm
+    norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    # A norm can be larger than the largest number of float32.
+    most = torch.finfo(x.dtype).max
+    return torch.where(norm.isfinite(), norm.clamp(max=most), norm).to(x.dtype)

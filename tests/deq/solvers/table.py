@@ -46,7 +46,7 @@ SOLVERS = [
     solver(AndersonSolver, ridge=0.0, mixing=0.8),
     solver(AndersonSolver, history_dtype='bfloat16'),
     solver(BroydenSolver),
-    solver(BroydenSolver, memory=1),
+    solver(BroydenSolver, memory=2),
     solver(BroydenSolver, memory=100),
     # Rounded steps cost evaluations where convergence is slow.
     solver(BroydenSolver, accelerates=False, history_dtype='bfloat16'),

@@ -28,7 +28,7 @@ class TestBroydenSolver:
         step = iterates[-2] - iterates[-3]
         torch.testing.assert_close(solution.inverse_jacobian.apply(secant), step)
 
-    @pytest.mark.parametrize('memory', [1, 3, 50])
+    @pytest.mark.parametrize('memory', [4, 6, 50])
     def test_inverse_is_the_product_of_the_kept_updates(self, problem, memory):
         iterates = []
 
@@ -50,6 +50,31 @@ class TestBroydenSolver:
             solution.inverse_jacobian.apply(x), (expected @ x[..., None])[..., 0]
         )
 
+    @pytest.mark.parametrize('memory', [2, 3, 4])
+    def test_restart_keeps_the_last_secant_pair(self, problem, memory):
+        """After ``2 memory + 1`` steps the inverse is Broyden's update of -I with it,
+        and the next step is made with that inverse."""
+        iterates, images = [], []
+
+        def spy(z):
+            iterates.append(z.clone())
+            images.append(problem(z) - z)
+            return problem(z)
+
+        # The last evaluation is not stepped from.
+        solver = BroydenSolver(max_evals=2 * memory + 3, tol=0.0, memory=memory)
+        inverse = solver.solve(
+            spy, torch.zeros(2, 12, dtype=torch.float64)
+        ).inverse_jacobian
+        s, y = iterates[-2] - iterates[-3], images[-2] - images[-3]
+        curvature = (s * y).sum(1, keepdim=True)
+        x = torch.randn(2, 12, dtype=torch.float64)
+        expected = -x + (s + y) * (s * x).sum(1, keepdim=True) / curvature
+        torch.testing.assert_close(inverse.apply(x), expected)
+        torch.testing.assert_close(
+            iterates[-1], iterates[-2] - inverse.apply(images[-2])
+        )
+
     def test_inverse_does_not_depend_on_batch_mates(self, problem):
         """It stays as it was when its sample stopped, however long others go on."""
         scale = torch.tensor([[0.01], [1.0]], dtype=torch.float64)
@@ -64,7 +89,8 @@ class TestBroydenSolver:
 
         solver = BroydenSolver(max_evals=30, tol=1e-10, memory=3)
         both = solver.solve(f, z0)
-        assert both.n_evals[0] + 3 < both.n_evals[1]
+        # The other sample has restarted meanwhile.
+        assert both.n_evals[0] < 2 * solver.memory + 2 < both.n_evals[1]
         single = solver.solve(alone, z0[:1])
         torch.testing.assert_close(
             both.inverse_jacobian.apply(x)[:1], single.inverse_jacobian.apply(x[:1])
@@ -103,7 +129,7 @@ class TestBroydenSolver:
         assert solution.inverse_jacobian.basis.shape == (2, n_steps, 12)
 
     @pytest.mark.parametrize(
-        ('name', 'value'), [('memory', 0), ('memory', 2.0), ('history_dtype', 'int8')]
+        ('name', 'value'), [('memory', 1), ('memory', 2.0), ('history_dtype', 'int8')]
     )
     def test_wrong_setting(self, name, value):
         with pytest.raises(ValueError, match=f'{name} must .*, got {value!r}'):

@@ -4,12 +4,18 @@ import weakref
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from mdeq_mm.deq import FixedPointSolver, MethodState, SolveStatus
 from mdeq_mm.deq.solvers import loop
-from mdeq_mm.deq.solvers.loop import Samples, choose
+from mdeq_mm.deq.solvers.loop import norms
+from mdeq_mm.deq.solvers.samples import Samples, choose
 
 from .problems import BATCH_SIZE, Spy, contraction, zeros
+
+
+def contraction_of_rows(z, rows=slice(None)):
+    return 0.5 * z + torch.arange(1.0, BATCH_SIZE + 1).double()[rows].unsqueeze(1)
 
 
 class Halfway(FixedPointSolver):
@@ -67,6 +73,24 @@ class TestStopping:
         assert solution.n_evals[0] == 3
         assert torch.equal(solution.state[0], spy.states[1][0])
 
+    def test_breakdown_is_said(self):
+        with pytest.warns(RuntimeWarning, match='returned NaN or Inf'):
+            Halfway().solve(lambda z: z * torch.nan, torch.ones(2, 3))
+
+    @pytest.mark.parametrize('interval', [1, 2])
+    def test_breakdown_of_a_sample_that_has_left_is_said(self, interval):
+        spy = Spy(contraction_of_rows, breaks={0: [2]})
+        solver = Halfway(max_evals=9, tol=0.0, check_interval=interval)
+        with pytest.warns(RuntimeWarning, match='returned NaN or Inf'):
+            solution = solver.solve(
+                spy.restricted(slice(None)), zeros(), restrict=spy.restricted
+            )
+        assert solution.status.tolist().count(SolveStatus.BROKEN_DOWN) == 1
+
+    def test_no_breakdown_nothing_said(self, recwarn):
+        Halfway(max_evals=3).solve(contraction(), zeros())
+        assert not [w for w in recwarn if w.category is RuntimeWarning]
+
     def test_empty_batch(self):
         solution = Halfway().solve(lambda z: z, torch.zeros(0, 3))
         assert solution.state.shape == (0, 3)
@@ -92,6 +116,74 @@ class TestArguments:
         z0 = torch.ones(BATCH_SIZE, 3)
         Halfway(max_evals=4).solve(torch.cos, z0)
         assert (z0 == 1).all()
+
+
+class TestRange:
+    """Of the squares in a norm float32 holds a part alone."""
+
+    SCALES = [1e-44, 1e-30, 1e-23, 1e-12, 1.0, 1e18, 1e19, 1e30, 1e37]
+
+    @pytest.mark.parametrize('scale', SCALES)
+    @pytest.mark.parametrize('n_large', [1, 300])
+    def test_norms(self, scale, n_large):
+        x = torch.zeros(3, 300)
+        x[0, :n_large] = scale
+        x[1] = 1
+        expected = x.double().norm(dim=1).float()
+        torch.testing.assert_close(norms(x), expected, rtol=1e-6, atol=0)
+        assert norms(x).dtype == torch.float32
+
+    def test_norm_that_is_no_float32(self):
+        x = torch.full((1, 100), torch.finfo(torch.float32).max)
+        assert norms(x) == torch.finfo(torch.float32).max
+
+    @pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize('scale', SCALES)
+    def test_bad_values_are_seen(self, bad, scale):
+        x = torch.full((2, 5), scale)
+        x[1, 3] = bad
+        assert norms(x).isfinite().tolist() == [True, False]
+
+    @pytest.mark.parametrize('scale', SCALES)
+    def test_large_and_small_residuals_are_no_breakdown(self, scale):
+        """A scale of the state changes nothing but the scale of the residual."""
+        x = torch.rand(4, 30)
+
+        def solve(by):
+            solver = Halfway(max_evals=8, tol=0.0, stop_mode='abs')
+            return solver.solve(lambda z: 0.5 * z + by * x, torch.zeros(4, 30))
+
+        solution = solve(scale)
+        assert (solution.status == SolveStatus.BUDGET_SPENT).all()
+        if scale > 1e-35:  # below it numbers of float32 lose digits
+            expected = solve(1.0).residual * scale
+            torch.testing.assert_close(solution.residual, expected, rtol=1e-5, atol=0)
+
+
+class TestRecording:
+    """What would record a solve step by step gets an error instead of a wrong value."""
+
+    def test_trace(self):
+        def solve(z):
+            return Halfway().solve(torch.cos, z).state
+
+        with pytest.raises(RuntimeError, match='Trace the unrolled mode'):
+            torch.jit.trace(solve, torch.zeros(1, 2), check_trace=False)
+
+    @pytest.mark.parametrize('transform', [torch.func.vmap, torch.func.grad])
+    def test_transforms(self, transform):
+        def solve(x):
+            z0 = torch.zeros(1, 2)
+            return Halfway().solve(lambda z: torch.cos(z) + x, z0).state.sum()
+
+        with pytest.raises(RuntimeError, match='do not work through a solve'):
+            transform(solve)(torch.zeros(2))
+
+    def test_forward_mode(self):
+        with forward_ad.dual_level():
+            x = forward_ad.make_dual(torch.zeros(1, 2), torch.ones(1, 2))
+            with pytest.raises(RuntimeError, match='do not work through a solve'):
+                Halfway().solve(lambda z: torch.cos(z) + x, torch.zeros(1, 2))
 
 
 class TestLooks:
