@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Optional, Union
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .autocast import capture_autocast
 from .builder import build
-from .cell import Cell, Frozen
+from .cell import Cell
+from .cell_function import CellFunction
 from .compile import CellCompiler
 from .forward_pass import EquilibriumOutput, ForwardPass
 from .gradients import EquilibriumGradient
 from .initial_guesses import InitialGuess
 from .local import LocalStack
 from .modes import Equilibrium, Mode, Unrolled
-from .solvers import FixedPointFunction, FixedPointSolver
+from .solvers import FixedPointSolver
 from .state import StateLayout
 
 PassHook = Callable[['EquilibriumLayer', ForwardPass], Any]
@@ -195,8 +195,9 @@ class EquilibriumLayer(nn.Module):
                 shape of that map.
 
         Returns:
-            EquilibriumOutput: The feature maps ``(B, *shape_i)``, in float32 or
-            float64, and the record of the pass.
+            EquilibriumOutput: The feature maps ``(B, *shape_i)`` and the record of the
+            pass. The maps are in float32 or float64; in a layer whose parameters are in
+            half precision, as after ``model.bfloat16()``, they are in that dtype.
         """
         layout = StateLayout.of(injections)
         dtype = torch.promote_types(injections[0].dtype, torch.float32)
@@ -209,14 +210,7 @@ class EquilibriumLayer(nn.Module):
                 keep = override.keep
         guess = initial_guess(injections, layout, dtype)
 
-        frozen = self.cell.freeze(injections)
-        autocast = capture_autocast(injections[0].device.type)
-
-        def restrict(rows: Tensor) -> FixedPointFunction:
-            selected = [_select(injection, rows) for injection in injections]
-            return self._function(selected, layout, frozen.select(rows), autocast)
-
-        f = self._function(injections, layout, frozen, autocast)
+        f = CellFunction.freeze(self.cell, injections, layout, self.compiler)
         forward_pass = ForwardPass(f, layout, guess, self.mode, state=guess)
         differentiate = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*self.parameters(), *injections)
@@ -227,41 +221,21 @@ class EquilibriumLayer(nn.Module):
             forward_pass,
             differentiate,
             keep=keep if self.training else (),
-            restrict=None if whole else restrict,
+            restrict=None if whole else f.restrict,
         )
         if forward_pass.solution is not None:
             initial_guess.update(forward_pass.solution.state, layout)
         for hook in tuple(self._pass_hooks.values()):
             hook(self, forward_pass)
-        return EquilibriumOutput(layout.unpack(forward_pass.state), forward_pass)
+        # Views would keep the whole state alive, and could not be changed in place.
+        features = tuple(
+            feature.clone(memory_format=torch.contiguous_format)
+            for feature in layout.unpack(forward_pass.state.to(f.dtype))
+        )
+        return EquilibriumOutput(features, forward_pass)
 
     def _overrides(self) -> list[_Override]:
         return [item for item in _OVERRIDES.items if item.layer is self]
-
-    def _function(
-        self,
-        injections: Sequence[Tensor],
-        layout: StateLayout,
-        frozen: Frozen,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> FixedPointFunction:
-        """Returns ``f`` as a function of states alone."""
-
-        def f(state: Tensor) -> Tensor:
-            with autocast(), frozen:
-                features = self._evaluate(layout.unpack(state), injections)
-            return layout.pack(features).to(state.dtype)
-
-        return f
-
-    def _evaluate(
-        self, states: Sequence[Tensor], injections: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        # A compiled cell cannot be differentiated twice, and each product through it
-        # would compute the gradients of the weights as well.
-        if self.compiler is None or torch.is_grad_enabled():
-            return self.cell(states, injections)
-        return self.compiler(self.cell, states, injections)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any
@@ -290,8 +264,3 @@ def _note_mode(
     own that calls nothing but the hooks.
     """
     local_metadata['unrolled'] = isinstance(layer._mode, Unrolled)  # noqa: SLF001
-
-
-def _select(injection: Tensor, rows: Tensor) -> Tensor:
-    """Takes some samples, without writing out what is expanded over the batch."""
-    return injection[: len(rows)] if injection.stride(0) == 0 else injection[rows]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Optional, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import (
+    ParametrizationList,
+    is_parametrized,
+    register_parametrization,
+    remove_parametrizations,
+)
 
 from .autocast import autocast_dtype
-from .cell import FreezablePart
+from .cell import FreezablePart, Frozen
 
 
 class VariationalDropout(FreezablePart):
@@ -94,13 +100,73 @@ def freezable_weight_norm(module: nn.Module) -> nn.Module:
     Returns:
         nn.Module: The module.
     """
-    weight_norm(module)
+    # Not on the module itself: torch would leave a hook there that cannot be pickled.
+    pattern = nn.Module()
+    pattern.weight = module.weight
+    weight_norm(pattern)
+    (normalization,) = _parametrization(pattern)
+    # As torch does for weight_norm itself, `unsafe` leaves out a check that evaluates
+    # the norm, which torch 2.1 cannot do on the meta device.
+    register_parametrization(module, 'weight', normalization, unsafe=True)
     parametrizations = cast(nn.ModuleDict, module.parametrizations)
-    plain = cast(ParametrizationList, parametrizations['weight'])
-    # original1 is the weight before; its norms are computed from it once more. As torch
-    # does for weight_norm itself, `unsafe` leaves out a check that evaluates the norm,
-    # which torch 2.1 cannot do on the meta device.
+    # original1 is the weight before; its norms are computed from it once more.
+    weight = cast(nn.Parameter, _parametrization(module).original1)
     parametrizations['weight'] = _FreezableParametrization(
-        list(plain), cast(nn.Parameter, plain.original1), unsafe=True
+        [normalization], weight, unsafe=True
     )
+    module._register_load_state_dict_pre_hook(_rename_older_keys)  # noqa: SLF001
     return module
+
+
+def _rename_older_keys(state_dict: dict, prefix: str, *args: Any) -> None:
+    """Lets a module read what torch.nn.utils.weight_norm, the older one, has saved."""
+    older, newer = ('weight_g', 'weight_v'), ('original0', 'original1')
+    if all(f'{prefix}{key}' in state_dict for key in older):
+        for old, new in zip(older, newer):
+            weight = state_dict.pop(f'{prefix}{old}')
+            state_dict[f'{prefix}parametrizations.weight.{new}'] = weight
+
+
+@contextmanager
+def assignable_weights(module: nn.Module) -> Iterator[None]:
+    """Lets changes in place of normalised weights last, such as those of ``init_cfg``.
+
+    Otherwise a change in place is one of a tensor that is computed anew at each use.
+
+    Args:
+        module (nn.Module): The module, at any depth of which weights may be normalised.
+    """
+    owners = [
+        owner
+        for owner in module.modules()
+        if is_parametrized(owner, 'weight')
+        and isinstance(_parametrization(owner), _FreezableParametrization)
+    ]
+    before = [cast(Tensor, owner.weight).detach() for owner in owners]
+    after = [weight.clone() for weight in before]
+    with Frozen(dict(zip(map(_parametrization, owners), after))):
+        yield
+    for owner, old, new in zip(owners, before, after):
+        if not torch.equal(old, new):
+            owner.weight = new
+
+
+def fold_parametrizations(module: nn.Module) -> None:
+    """Makes plain weights of parametrized ones, at any depth of a module.
+
+    Args:
+        module (nn.Module): The module, changed in place.
+    """
+    for owner in list(module.modules()):
+        if not is_parametrized(owner):
+            continue
+        # torch deletes the property from the class, which deep copies of the model
+        # share. So the module first gets a class of its own.
+        cls = type(owner)
+        owner.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
+        for name in list(cast(nn.ModuleDict, owner.parametrizations)):
+            remove_parametrizations(owner, name)
+
+
+def _parametrization(module: nn.Module) -> Any:
+    return cast(nn.ModuleDict, module.parametrizations)['weight']

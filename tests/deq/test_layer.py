@@ -7,8 +7,10 @@ from threading import Thread
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from mdeq_mm.deq import (
+    AndersonSolver,
     BroydenSolver,
     Cell,
     Equilibrium,
@@ -183,6 +185,99 @@ class TestForward:
     def test_state_dict_is_the_cells(self, layer):
         layer(INJECTIONS)
         assert list(layer.state_dict()) == ['cell.weight']
+
+
+class TestFeatures:
+    @pytest.mark.parametrize('training', [False, True])
+    @pytest.mark.parametrize('mode', [Unrolled(2), None])
+    def test_each_has_memory_of_its_own(self, layer, mode, training):
+        """They can be viewed, saved and changed in place like any feature map."""
+        layer.train(training)
+        with layer.using(mode=mode), torch.set_grad_enabled(training):
+            features, forward_pass = layer(INJECTIONS)
+        before = forward_pass.state.detach().clone()
+        for feature in features:
+            assert feature.is_contiguous()
+            assert feature.untyped_storage().nbytes() == 4 * feature.numel()
+            feature.view(-1, *feature.shape[2:])
+            feature.relu_()
+        assert torch.equal(forward_pass.state, before)
+        if training:
+            sum(feature.sum() for feature in features).backward()
+
+    @pytest.mark.parametrize('mode', [Unrolled(4), None])
+    @pytest.mark.parametrize('gradient', [ImplicitGradient(), PhantomGradient()])
+    @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+    def test_half_precision(self, layer, dtype, gradient, mode):
+        """The cell computes in it; the solver does not."""
+        injections = tuple(x.to(dtype) for x in INJECTIONS)
+        layer.to(dtype)
+        with layer.using(mode=mode, gradient=gradient):
+            features, forward_pass = layer(injections)
+            sum(feature.float().sum() for feature in features).backward()
+        assert all(feature.dtype == dtype for feature in features)
+        assert forward_pass.state.dtype == torch.float32
+        assert layer.cell.weight.grad.dtype == dtype
+        if mode is None:
+            for feature, x, weight in zip(features, INJECTIONS, (0.5, -0.5)):
+                torch.testing.assert_close(
+                    feature.float(), x / (1 - weight), rtol=0.05, atol=0.05
+                )
+
+    def test_half_injections_of_a_cell_in_float32(self, layer):
+        features, _ = layer(tuple(x.half() for x in INJECTIONS))
+        assert all(feature.dtype == torch.float32 for feature in features)
+
+
+class TestRecording:
+    """What a solve cannot be differentiated or recorded by gets one clear error."""
+
+    MESSAGE = 'do not work through a solve'
+
+    @staticmethod
+    def total(layer):
+        return lambda x: layer((x, *INJECTIONS[1:])).features[0].sum()
+
+    @pytest.mark.parametrize(
+        'solver', [PicardSolver(damping=1), AndersonSolver(), BroydenSolver()]
+    )
+    @pytest.mark.parametrize('gradient', [ImplicitGradient(), PhantomGradient()])
+    @pytest.mark.parametrize('training', [False, True])
+    def test_forward_mode(self, layer, solver, gradient, training):
+        x = INJECTIONS[0]
+        layer.train(training)
+        with (
+            layer.using(solver=solver, gradient=gradient),
+            forward_ad.dual_level(),
+            pytest.raises(RuntimeError, match=self.MESSAGE),
+        ):
+            self.total(layer)(forward_ad.make_dual(x, x))
+
+    def test_forward_mode_with_respect_to_a_parameter(self, layer):
+        weight = layer.cell.weight.detach()
+        with forward_ad.dual_level():
+            parameters = {'cell.weight': forward_ad.make_dual(weight, weight)}
+            with pytest.raises(RuntimeError, match=self.MESSAGE):
+                torch.func.functional_call(layer, parameters, (INJECTIONS,))
+
+    @pytest.mark.parametrize('transform', [torch.func.grad, torch.func.jacrev])
+    def test_transforms(self, layer, transform):
+        with pytest.raises(RuntimeError, match=self.MESSAGE):
+            transform(self.total(layer))(INJECTIONS[0])
+
+    def test_batched_gradients(self, layer):
+        x = INJECTIONS[0].clone().requires_grad_()
+        feature = layer((x, *INJECTIONS[1:])).features[0]
+        grads = torch.ones(2, *feature.shape)
+        with pytest.raises(RuntimeError):
+            torch.autograd.grad(feature, x, grads, is_grads_batched=True)
+
+    def test_the_unrolled_mode_can_be_recorded(self, layer):
+        x = INJECTIONS[0]
+        with layer.using(mode=Unrolled(3)):
+            expected = torch.autograd.functional.jvp(self.total(layer), x, x)[1]
+            _, tangent = torch.func.jvp(self.total(layer), (x,), (x,))
+        torch.testing.assert_close(tangent, expected)
 
 
 class TestForwardPass:

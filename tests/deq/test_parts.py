@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mdeq_mm.deq import (
     VariationalDropout,
     freezable_weight_norm,
 )
+from mdeq_mm.deq.parts import assignable_weights, fold_parametrizations
 
 
 class OnePart(Cell):
@@ -183,6 +185,12 @@ class TestFreezableWeightNorm:
         inside.sum().backward()
         assert conv.parametrizations.weight.original1.grad.dtype == dtype
 
+    def test_pickle_after_removing_it(self, pair):
+        _, mine = pair
+        fold_parametrizations(mine)
+        copied = pickle.loads(pickle.dumps(mine))
+        assert torch.equal(copied.weight, mine.weight)
+
     def test_removing_it(self, pair):
         weight = pair[1].weight.detach().clone()
         parametrize.remove_parametrizations(pair[1], 'weight')
@@ -205,3 +213,43 @@ class TestFreezableWeightNorm:
         assert torch.equal(twin.weight, 2 * pair[0].weight)
         with OnePart(twin).freeze([x_of(twin)]):
             assert torch.equal(twin.weight, 2 * pair[0].weight)
+
+
+class TestAssignableWeights:
+    @pytest.fixture
+    def model(self):
+        return nn.Sequential(
+            freezable_weight_norm(nn.Conv2d(2, 3, 3)), nn.Conv2d(3, 3, 1)
+        )
+
+    def test_a_change_in_place_lasts(self, model):
+        with torch.no_grad():
+            model[0].weight.fill_(2.0)
+            assert (model[0].weight != 2).all()
+            with assignable_weights(model):
+                model[0].weight.fill_(2.0)
+        torch.testing.assert_close(model[0].weight, torch.full((3, 2, 3, 3), 2.0))
+
+    def test_parameters_stay_the_same_objects(self, model):
+        before = dict(model.named_parameters())
+        with assignable_weights(model), torch.no_grad():
+            model[0].weight.fill_(2.0)
+        assert all(before[key] is value for key, value in model.named_parameters())
+
+    def test_what_is_not_changed_keeps_its_bits(self, model):
+        before = copy.deepcopy(model.state_dict())
+        with assignable_weights(model):
+            model[0].weight.sum()
+        assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+    def test_it_ends_after_an_exception(self, model):
+        before = model[0].weight.clone()
+
+        def fail():
+            with torch.no_grad(), assignable_weights(model):
+                model[0].weight.fill_(2.0)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert torch.equal(model[0].weight, before)

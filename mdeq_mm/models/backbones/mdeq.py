@@ -7,13 +7,13 @@ https://arxiv.org/abs/2006.08656.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional, Union, cast
+from contextlib import nullcontext
+from typing import Any, Optional, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from ...deq import (
     Cell,
@@ -24,6 +24,7 @@ from ...deq import (
 )
 from ...deq.builder import build
 from ...deq.checks import check_choice, check_int
+from ...deq.parts import assignable_weights, fold_parametrizations
 from .stem import make_injection, make_stem
 
 
@@ -151,6 +152,7 @@ class MDEQ(BaseModule):
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
         super().__init__(self.paper_init_cfg if init_cfg is None else init_cfg)
+        self._inits_as_paper = init_cfg is None
         cfgs = dict(conv_cfg=conv_cfg, act_cfg=act_cfg)
         options = dict(dropout=dropout, with_cp=with_cp)
         function, times = self._make_cell(arch, cell, options, cfgs)
@@ -227,7 +229,8 @@ class MDEQ(BaseModule):
 
         Returns:
             tuple[Tensor]: The branches in ``out_indices``, ``(B, C_i, H_i, W_i)``, in
-            float32 (float64 for images in float64).
+            float32; in the dtype of the images if these are in float64, or if the model
+            is in half precision, as after ``model.bfloat16()``.
 
         Raises:
             ValueError: If ``x`` has another shape or is too small.
@@ -254,6 +257,14 @@ class MDEQ(BaseModule):
             injections.append(zero.expand(len(x), channels, height, width))
         return self.select(self.equilibrium(injections).features)
 
+    def init_weights(self) -> None:
+        """Initialises the weights as ``init_cfg`` says.
+
+        That of the paper leaves normalised weights as they were drawn.
+        """
+        with nullcontext() if self._inits_as_paper else assignable_weights(self):
+            super().init_weights()
+
     def select(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns the maps that ``out_indices`` names.
 
@@ -268,15 +279,7 @@ class MDEQ(BaseModule):
         So are other parametrizations of the cell. The outputs stay the same, and no
         forward pass computes the weights any more. A second call does nothing.
         """
-        for module in list(self.equilibrium.cell.modules()):
-            if not parametrize.is_parametrized(module):
-                continue
-            # torch deletes the property from the class, which deep copies of the model
-            # share. So the module first gets a class of its own.
-            cls = type(module)
-            module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
-            for name in list(cast(nn.ModuleDict, module.parametrizations)):
-                parametrize.remove_parametrizations(module, name)
+        fold_parametrizations(self.equilibrium.cell)
 
     def _freeze_stages(self) -> None:
         stages = ([self.stem, self.injection], [self.equilibrium])

@@ -1,4 +1,5 @@
 import copy
+import io
 
 import pytest
 import torch
@@ -385,6 +386,92 @@ class TestModes:
         assert all(weight is seen[0] for weight in seen)
 
 
+class TestInitialization:
+    """What ``init_cfg`` says reaches the convolutions whose weights are normalised."""
+
+    CFGS = [
+        dict(type='Kaiming', layer='Conv2d'),
+        dict(type='Xavier', layer='Conv2d', distribution='uniform'),
+        dict(type='Normal', layer='Conv2d', std=0.5),
+        dict(type='Constant', layer='Conv2d', val=0.25),
+    ]
+
+    @pytest.mark.parametrize('cfg', CFGS, ids=lambda cfg: cfg['type'])
+    def test_normalised_weights(self, cfg):
+        model = small(init_cfg=cfg)
+        identities = [id(parameter) for parameter in model.parameters()]
+        before = model.equilibrium.cell.branches[0][0].conv1.weight.detach().clone()
+        model.init_weights()
+        weight = model.equilibrium.cell.branches[0][0].conv1.weight
+        assert not torch.equal(weight, before)
+        if cfg['type'] == 'Constant':
+            torch.testing.assert_close(weight, torch.full_like(weight, 0.25))
+        if cfg['type'] == 'Normal':
+            assert 0.4 < weight.std() < 0.6
+        assert [id(parameter) for parameter in model.parameters()] == identities
+
+    def test_of_the_paper(self):
+        """The authors' code overwrites what it draws for the normalised weights."""
+        model = small()
+        before = copy.deepcopy(model.state_dict())
+        model.init_weights()
+        changed = [
+            key
+            for key, value in model.state_dict().items()
+            if not torch.equal(value, before[key])
+        ]
+        assert changed
+        assert not [key for key in changed if 'parametrizations' in key]
+
+    def test_a_pretrained_backbone(self, tmp_path):
+        model = small()
+        torch.save(model.state_dict(), tmp_path / 'backbone.pth')
+        cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))
+        other = small(init_cfg=cfg)
+        other.init_weights()
+        for key, value in other.state_dict().items():
+            assert torch.equal(value, model.state_dict()[key]), key
+
+
+class TestHalfPrecision:
+    @pytest.mark.parametrize('solver', ['PicardSolver', 'AndersonSolver', TIGHT])
+    @pytest.mark.parametrize('deploy', [False, True])
+    def test_servers(self, solver, deploy):
+        """A model and its images in bfloat16, without autocast."""
+        if isinstance(solver, str):
+            solver = dict(type=solver, max_evals=8)
+        model = small(forward_solver=solver, deploy=deploy).eval().bfloat16()
+        with torch.no_grad():
+            features = model(torch.rand(2, 3, 33, 47).bfloat16())
+        assert all(feature.dtype == torch.bfloat16 for feature in features)
+        assert all(feature.isfinite().all() for feature in features)
+
+    def test_training(self):
+        """Every parameter gets a gradient near the one of float32."""
+        torch.manual_seed(0)
+        model = small(num_layers=2)
+        model.equilibrium.mode = model.equilibrium.unrolled
+        images = torch.rand(2, 3, 32, 32)
+        gradients = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            copied = copy.deepcopy(model).to(dtype)
+            sum(f.float().pow(2).sum() for f in copied(images.to(dtype))).backward()
+            gradients[dtype] = torch.cat(
+                [p.grad.float().flatten() for p in copied.parameters()]
+            )
+        cosine = torch.cosine_similarity(*gradients.values(), dim=0)
+        assert cosine > 0.95
+
+
+class TestBrokenWeights:
+    def test_nan_is_said_in_evaluation(self):
+        model = small().eval()
+        with torch.no_grad():
+            model.equilibrium.cell.branches[0][0].norm1.weight.fill_(torch.nan)
+            with pytest.warns(RuntimeWarning, match='returned NaN or Inf'):
+                model(torch.rand(1, 3, 32, 32))
+
+
 class TestCell:
     """What a backbone does for any cell."""
 
@@ -552,6 +639,28 @@ class TestWrongArguments:
 
 @pytest.mark.versions
 class TestDeploy:
+    def test_pickle(self):
+        """The whole model can be saved, not the state dict alone."""
+        model = small(deploy=True, forward_solver=FEW).eval()
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        loaded = torch.load(buffer, weights_only=False)
+        x = torch.rand(1, 3, 32, 32)
+        with torch.no_grad():
+            assert torch.equal(loaded(x)[0], model(x)[0])
+
+    def test_trace(self):
+        model = small(deploy=True).eval()
+        x = torch.zeros(1, 3, 32, 32)
+        with torch.no_grad():
+            with pytest.raises(RuntimeError, match='torch.jit.trace cannot record'):
+                torch.jit.trace(model, x)
+            with model.equilibrium.using(mode=Unrolled(2)):
+                traced = torch.jit.trace(model, x)
+                y = torch.rand_like(x)
+                torch.testing.assert_close(traced(y)[0], model(y)[0])
+
     def test_outputs_stay_the_same(self, calm):
         model = calm(small()).eval()
         image = torch.rand(1, 3, 32, 32)
