@@ -1,3 +1,4 @@
+from .archive import check_archive
 from .description import OfficialModel, describe_official_state_dict
 from .official import check_official_state_dict, convert_official_state_dict
 from .reading import OfficialCheckpoint, read_official_checkpoint
@@ -5,6 +6,7 @@ from .reading import OfficialCheckpoint, read_official_checkpoint
 __all__ = [
     'OfficialCheckpoint',
     'OfficialModel',
+    'check_archive',
     'check_official_state_dict',
     'convert_official_state_dict',
     'describe_official_state_dict',

@@ -12,10 +12,13 @@ from typing import Any, Optional, Union
 from torch import Tensor
 
 from ..models import MDEQ, MultiscaleCell
-from .official import tell_task
+from .official import MAX_STEM_STEPS, tell_task
 
 # Halvings in the stem of the published classifiers, by the last width of their heads.
 _DOWNSAMPLE_TIMES = {1680: 0, 2048: 2}
+# Published models have up to four branches of one block. The model that a file is
+# checked against has about as many parts as the file names.
+_MAX_BRANCHES, _MAX_BLOCKS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,9 @@ def describe_official_state_dict(state_dict: Mapping[str, Tensor]) -> OfficialMo
         ValueError: If it is not the state dict of a whole official model.
     """
     task = tell_task(state_dict)
-    n_branches = _count(state_dict, r'fullstage\.branches\.(\d+)\.')
+    n_branches = _count(state_dict, 'fullstage.branches.', _MAX_BRANCHES)
     if not n_branches:
-        raise ValueError('not an official model: no keys fullstage.branches.*')
+        raise ValueError('not an official model: no keys fullstage.branches.0.*')
     shapes = _Shapes(state_dict)
     branches = [f'fullstage.branches.{i}.blocks' for i in range(n_branches)]
     channels = tuple(
@@ -195,7 +198,7 @@ def describe_official_state_dict(state_dict: Mapping[str, Tensor]) -> OfficialMo
         task=task,
         channels=channels,
         num_blocks=tuple(
-            _count(state_dict, rf'{re.escape(branch)}\.(\d+)\.') for branch in branches
+            _count(state_dict, f'{branch}.', _MAX_BLOCKS) for branch in branches
         ),
         num_big_kernels=tuple(
             sum(
@@ -225,17 +228,40 @@ def _downsample_times(
 ) -> Optional[int]:
     if not any(key.startswith('stage0.') for key in state_dict):
         return 0
-    n_layers = _count(state_dict, r'downsample\.(\d+)\.')
-    n_steps = (n_layers + 2) // 3  # convolution, norm and activation, which has no key
+    # A step is a convolution, a norm and an activation, which has no key.
+    n_steps = _count(state_dict, 'downsample.', MAX_STEM_STEPS, width=3)
     if n_steps > 2:
         return n_steps
     return 2 if task == 'segmentation' else _DOWNSAMPLE_TIMES.get(out_channels)
 
 
-def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
-    """Returns one more than the largest index that a pattern finds, 0 for none."""
-    matches = (re.match(pattern, key) for key in state_dict)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
+def _count(
+    state_dict: Mapping[str, Tensor], prefix: str, most: int, width: int = 1
+) -> int:
+    """Counts the parts whose index follows a prefix: those from 0 on without a gap.
+
+    An index beyond a gap is none that a model of so many parts can have, and the check
+    of the keys will say so.
+
+    Args:
+        state_dict (Mapping[str, Tensor]): The keys.
+        prefix (str): What stands in front of the index.
+        most (int): How many parts a model can have.
+        width (int): Number of indices per part. Defaults to 1.
+
+    Raises:
+        ValueError: If there are more parts than that.
+    """
+    pattern = re.compile(re.escape(prefix) + r'([0-9]{1,4})\.')
+    matches = (pattern.match(key) for key in state_dict)
+    found = {int(match[1]) // width for match in matches if match}
+    number = next(index for index in range(len(found) + 1) if index not in found)
+    if number > most:
+        raise ValueError(
+            f'not an official model: {prefix}* counts to {number}, at most {most} are '
+            'allowed'
+        )
+    return number
 
 
 class _Shapes:

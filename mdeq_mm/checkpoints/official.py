@@ -9,7 +9,9 @@ from typing import Optional
 from torch import Tensor, nn
 
 from ..deq.checks import check_choice
+from .messages import quote, shorten
 
+MAX_STEM_STEPS = 16
 TASKS = ('classification', 'segmentation')
 # Official keys and the names they have here. Each * stands for one part of a name, or
 # for the rest of a part. The n-th * of a key and the n-th * of its name are the same.
@@ -20,10 +22,10 @@ _NORMALISED = (
 )
 _BACKBONE_NAMES = [
     # The official stem is one flat sequence: convolution, norm and activation of each
-    # step. No stem has 16 steps.
+    # step.
     *(
         (f'downsample.{3 * step + index}.*', f'backbone.stem.{step}.{layer}.*')
-        for step in range(16)
+        for step in range(MAX_STEM_STEPS)
         for index, layer in enumerate(('conv', 'bn'))
     ),
     ('stage0.0.*', 'backbone.injection.0.conv.*'),
@@ -71,6 +73,8 @@ _HEADS = {'classification': 'classifier.', 'segmentation': 'last_layer.'}
 # the bias can become a shift of the running mean.
 _FOLDED_BIAS = 'last_layer.0.bias'
 _FOLDED_INTO = 'decode_head.convs.0.bn.running_mean'
+# How many keys of a kind a message lists.
+_LISTED = 50
 
 
 def tell_task(state_dict: Mapping[str, Tensor]) -> str:
@@ -96,7 +100,7 @@ def tell_task(state_dict: Mapping[str, Tensor]) -> str:
             f'{_HEADS["classification"]}*, one of a segmentor '
             f'{_HEADS["segmentation"]}*; this one has '
             f'{"both" if found else "neither"}: '
-            f'{", ".join(list(state_dict)[:3])}, ...'
+            f'{shorten(state_dict, 3)}'
         )
     return found[0]
 
@@ -140,7 +144,7 @@ def convert_official_state_dict(
         elif key != _FOLDED_BIAS:
             converted[name] = tensor
     if unknown:
-        raise ValueError(f'not keys of an official {told} model: {unknown}')
+        raise ValueError(f'not keys of an official {told} model: {shorten(unknown)}')
     if _FOLDED_BIAS in state_dict:
         mean = converted[_FOLDED_INTO]
         converted[_FOLDED_INTO] = mean - state_dict[_FOLDED_BIAS]
@@ -157,29 +161,43 @@ def check_official_state_dict(
         model (nn.Module): Whole model of a toolbox. It may be on the meta device.
 
     Raises:
-        ValueError: If keys are missing or too many, or tensors have other shapes. The
-            message names all of them, by their official names if they have one.
+        ValueError: If keys are missing or too many, or tensors have other shapes or
+            are integers where the model has floating point numbers, or the other way
+            round. The message lists them by kind, up to 50 of each, by their official
+            names if they have one.
     """
     task = tell_task(state_dict)
     expected = {}
     for name, tensor in model.state_dict().items():
         key = _translate(name, [pair[::-1] for pair in _NAMES[task]])
-        expected[key or name] = tuple(tensor.shape)
+        expected[key or name] = tensor
         if task == 'segmentation' and name == _FOLDED_INTO:
-            expected[_FOLDED_BIAS] = tuple(tensor.shape)
-    problems = [
-        *(f'missing: {key}' for key in expected if key not in state_dict),
-        *(f'too many: {key}' for key in state_dict if key not in expected),
-        *(
-            f'misshapen: {key} is {tuple(state_dict[key].shape)}, not {shape}'
-            for key, shape in expected.items()
-            if key in state_dict and tuple(state_dict[key].shape) != shape
-        ),
-    ]
-    if problems:
+            expected[_FOLDED_BIAS] = tensor
+    both = [key for key in expected if key in state_dict]
+    problems = {
+        'missing': [key for key in expected if key not in state_dict],
+        'too many': [quote(key) for key in state_dict if key not in expected],
+        'misshapen': [
+            f'{key} is {tuple(state_dict[key].shape)}, not {tuple(expected[key].shape)}'
+            for key in both
+            if state_dict[key].shape != expected[key].shape
+        ],
+        'wrong type': [
+            f'{key} is {state_dict[key].dtype}, not {expected[key].dtype}'
+            for key in both
+            if state_dict[key].is_floating_point() != expected[key].is_floating_point()
+        ],
+    }
+    lines = []
+    for kind, found in problems.items():
+        lines += [f'\n  {kind}: {problem}' for problem in found[:_LISTED]]
+        if len(found) > _LISTED:
+            lines.append(f'\n  {kind}: {len(found) - _LISTED} more')
+    if lines:
+        number = sum(map(len, problems.values()))
         raise ValueError(
-            f'{len(problems)} of {len({*expected, *state_dict})} tensors do not fit '
-            'the model:\n' + '\n'.join(f'  {problem}' for problem in problems)
+            f'{number} of {len({*expected, *state_dict})} tensors do not fit the '
+            f'model:{"".join(lines)}'
         )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import re
-import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -16,13 +14,18 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
+from .archive import check_archive
+from .messages import quote, shorten
+
 # DataParallel, and the wrapper that holds segmentor and loss.
 _WRAPPERS = re.compile(r'((module|model)\.)+')
 _LOSS = 'loss.'
 # Copies of the cell that the release of 2020 saves, too.
 _SAME = 'deq.func.'
 _COPIES = ('fullstage_copy.', _SAME, 'deq.func_copy.')
-_SHOWN = 5
+# No official model has a tenth as many.
+_MAX_TENSORS = 10_000
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
 
     The file holds a state dict or a training checkpoint, in one of the two formats of
     ``torch.save``. The model is a classifier, or the wrapper of segmentor and loss,
-    with or without DataParallel. Both releases, of 2020 and 2021, are read.
+    with or without DataParallel. Both releases, of 2020 and 2021, are read. The file is
+    checked by :func:`check_archive` before anything in it is loaded.
 
     Args:
         path (str or Path): The file.
@@ -60,11 +64,12 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, would run code, or holds no state dict.
+        ValueError: If the file cannot be read, would run code, asks for more memory
+            than it holds, has no state dict, or has numbers that are not finite in
+            float32.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f'{path} is a directory, not a checkpoint file')
+    check_archive(path)
     with path.open('rb') as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
@@ -74,10 +79,7 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
         content = content['state_dict']
     state_dict, dropped = _unwrap(_check(path, content), path)
     return OfficialCheckpoint(
-        state_dict={
-            key: tensor.float() if tensor.is_floating_point() else tensor
-            for key, tensor in state_dict.items()
-        },
+        state_dict=_in_float32(path, state_dict),
         sha256=digest.hexdigest(),
         release='2020' if any(prefix in dropped for prefix in _COPIES) else '2021',
         dropped=dropped,
@@ -86,13 +88,6 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
 
 def _load(path: Path) -> Any:
     """Loads a file with ``weights_only=True``."""
-    # Before 2.6 torch runs the code in these two kinds of archives whatever
-    # weights_only says. The name of a record stands in an archive uncompressed.
-    if tarfile.is_tarfile(path) or _contains(path, b'constants.pkl'):
-        raise ValueError(
-            f'{path} is refused and nothing in it was run: it is a tar or a '
-            'TorchScript archive, not what torch.save writes'
-        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -110,15 +105,6 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _contains(path: Path, text: bytes) -> bool:
-    if path.stat().st_size == 0:  # mmap refuses an empty file
-        return False
-    with path.open('rb') as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with content:
-        return content.find(text) >= 0
-
-
 def _check(path: Path, content: Any) -> Mapping[str, Tensor]:
     """Makes sure that a content is a state dict of a foreign network."""
     if not isinstance(content, Mapping) or not content:
@@ -129,19 +115,62 @@ def _check(path: Path, content: Any) -> Mapping[str, Tensor]:
     others = [str(key) for key, value in content.items() if not _is_entry(key, value)]
     if others:
         raise ValueError(
-            f'{path} holds no state dict: no tensors are {_shorten(others)}'
+            f'{path} holds no state dict: no tensors are {shorten(others)}'
+        )
+    if len(content) > _MAX_TENSORS:
+        raise ValueError(
+            f'{path} holds no official model: it has {len(content):,} tensors, at most '
+            f'{_MAX_TENSORS:,} are allowed'
+        )
+    odd = [f'{key} ({t.dtype})' for key, t in content.items() if not _is_plain(t)]
+    if odd:
+        raise ValueError(
+            f'{path} holds tensors that no official model has; only dense ones of '
+            f'floating point or int64 are allowed: {shorten(odd)}'
         )
     own = [key for key in content if key.startswith('backbone.')]
     if own:
         raise ValueError(
             f'{path} has the names of the toolboxes already, nothing is to be '
-            f'converted: {_shorten(own)}'
+            f'converted: {shorten(own)}'
         )
     return content
 
 
 def _is_entry(key: Any, value: Any) -> bool:
     return isinstance(key, str) and isinstance(value, Tensor)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.layout is torch.strided
+        and tensor.device.type == 'cpu'
+        and tensor.dtype in _DTYPES
+    )
+
+
+def _in_float32(path: Path, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Converts floating tensors, if their memory is their own and they are finite."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in state_dict.values()
+    }
+    needed = sum(t.numel() * t.element_size() for t in state_dict.values())
+    if needed > sum(storages.values()):
+        raise ValueError(
+            f'{path} holds {sum(storages.values()):,} bytes for the {needed:,} of its '
+            'tensors: several share memory, as those of no official model do'
+        )
+    converted = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in state_dict.items()
+    }
+    broken = [key for key, tensor in converted.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f'{path} holds numbers that are not finite in float32, in {shorten(broken)}'
+        )
+    return converted
 
 
 def _unwrap(
@@ -153,7 +182,7 @@ def _unwrap(
         wrapper = _WRAPPERS.match(key)
         name = key[wrapper.end() :] if wrapper else key
         if name in plain:
-            raise ValueError(f'{path} has more than one tensor for {name}')
+            raise ValueError(f'{path} has more than one tensor for {quote(name)}')
         plain[name] = tensor
     contradicting = [
         name
@@ -164,7 +193,7 @@ def _unwrap(
     if contradicting:
         raise ValueError(
             f'{path} contradicts itself: not the same as the tensors of fullstage are '
-            f'{_shorten(contradicting)}'
+            f'{shorten(contradicting)}'
         )
     state_dict: dict[str, Tensor] = {}
     dropped: Counter[str] = Counter()
@@ -179,9 +208,3 @@ def _unwrap(
 
 def _same(copy: Tensor, original: Optional[Tensor]) -> bool:
     return original is not None and torch.equal(copy, original)
-
-
-def _shorten(names: list[str]) -> str:
-    """Joins names for a message, the first few of many."""
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return ', '.join(names[:_SHOWN]) + more
