@@ -146,7 +146,19 @@ def _is_plain(tensor: Tensor) -> bool:
         tensor.layout is torch.strided
         and tensor.device.type == 'cpu'
         and tensor.dtype in _DTYPES
+        and _is_filled(tensor)
     )
+
+
+def _is_filled(tensor: Tensor) -> bool:
+    """Tells whether a tensor is dense: each number in a place of its own, no gaps."""
+    pairs = zip(tensor.stride(), tensor.shape)
+    expected = 1
+    for stride, size in sorted(pair for pair in pairs if pair[1] != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _in_float32(path: Path, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,8 +1,13 @@
 """The converter of official checkpoints, by its command line."""
 
+import contextlib
+import io
+import random
 import subprocess
 import sys
+import zipfile
 
+import mmpretrain.models  # noqa: F401  once, and not in each forked process
 import numpy as np
 import pytest
 import torch
@@ -11,8 +16,11 @@ from mmengine.runner import load_checkpoint
 
 from mdeq_mm import __version__, apis
 from mdeq_mm.apis import build_model
+from mdeq_mm.checkpoints import convert_official_state_dict, reading
 from mdeq_mm.deq import BroydenSolver
 from mdeq_mm.models import MDEQ
+
+from ...limited import limited
 
 
 @pytest.fixture(scope='session')
@@ -403,3 +411,229 @@ class TestErrors:
         with pytest.raises(SystemExit, match='2'):
             tool.main(['official.pkl', *args])
         assert 'give either DST or --inspect' in capsys.readouterr().err
+
+
+FIRST = 'fullstage.branches.0.blocks.0.gn1.weight'
+GIGA = 1_000_000_000
+
+
+class TestHostile:
+    """One clear message, little memory, and nothing is left behind."""
+
+    @pytest.fixture
+    def refuse_limited(self, tool, tmp_path, capfd):
+        def run(content, **kwargs):
+            src, dst = tmp_path / 'official.pkl', tmp_path / 'out' / 'new.pth'
+            torch.save(content, src, **kwargs)
+            before = sorted(tmp_path.rglob('*'))
+            code = limited(tool.main, [str(src), str(dst)])
+            assert code == 1, repr(code)
+            assert sorted(tmp_path.rglob('*')) == before
+            message = capfd.readouterr().err
+            assert message.startswith('error: ')
+            assert 'Traceback' not in message
+            assert message.replace('\n', '').isprintable()
+            assert len(message) < 20_000
+            return message
+
+        return run
+
+    @pytest.mark.parametrize(
+        'key',
+        [
+            f'fullstage.branches.{GIGA}.blocks.0.gn1.weight',
+            f'fullstage.branches.{"9" * 5000}.x',
+            'fullstage.branches.0.blocks.1000000.gn1.weight',
+            'fullstage.branches.²³.x',
+            'downsample.3000000.weight',
+            'downsample.48.weight',
+            'fullstage.branches.01.blocks.0.gn1.weight',
+            'fullstage.oddity\x1b[2J\rerror: none\n',
+            'fullstage.\u202eoddity\ud800',
+        ],
+    )
+    def test_name(self, state, refuse_limited, key):
+        message = refuse_limited({**state, key: torch.zeros(3)})
+        assert message.startswith('error: 1 of 95 tensors do not fit the model:\n')
+        assert 'too many: ' in message
+
+    @pytest.mark.parametrize(
+        ('names', 'message'),
+        [
+            (
+                [f'fullstage.branches.{i}.blocks.0.gn1.weight' for i in range(2, 999)],
+                'fullstage.branches.* counts to 999, at most 16 are allowed',
+            ),
+            (
+                [f'fullstage.branches.0.blocks.{i}.gn1.weight' for i in range(1, 999)],
+                'blocks.* counts to 999, at most 64 are allowed',
+            ),
+            (
+                ['stage0.0.weight', *(f'downsample.{i}.weight' for i in range(999))],
+                'downsample.* counts to 333, at most 16 are allowed',
+            ),
+            ([f'oddity.{i}' for i in range(60)], 'too many: 10 more'),
+        ],
+    )
+    def test_many_names(self, state, refuse_limited, names, message):
+        added = {name: torch.zeros(3) for name in names}
+        assert message in refuse_limited({**state, **added})
+
+    def test_more_tensors_than_any_model(self, state, refuse_limited, monkeypatch):
+        monkeypatch.setattr(reading, '_MAX_TENSORS', 99)
+        added = {f'oddity.{i}': torch.zeros(3) for i in range(6)}
+        assert 'it has 100 tensors, at most 99 are' in refuse_limited(
+            {**state, **added}
+        )
+
+    @pytest.mark.filterwarnings('ignore')
+    @pytest.mark.parametrize(
+        ('tensor', 'message'),
+        [
+            (torch.zeros(1).expand(10**11), 'asks for more numbers than 4 bytes'),
+            (torch.zeros(1).half().expand(10**11), 'asks for more numbers than 2'),
+            (torch.zeros(40) > 0, f'{FIRST} (torch.bool)'),
+            (torch.zeros(40, dtype=torch.int32), f'{FIRST} (torch.int32)'),
+            (torch.zeros(40, dtype=torch.complex64), f'{FIRST} (torch.complex64)'),
+            (torch.zeros(40, dtype=torch.int64), f'{FIRST} is torch.int64, not '),
+            (torch.quantize_per_tensor(torch.zeros(40), 1, 0, torch.qint8), 'asks for'),
+            (torch.zeros(40, device='meta'), 'asks for torch._utils._rebuild_meta'),
+            (torch.zeros(40).to_sparse(), 'asks for torch._utils._rebuild_sparse'),
+            (torch.full((40,), torch.nan), f'not finite in float32, in {FIRST}'),
+            (torch.full((40,), torch.inf), f'not finite in float32, in {FIRST}'),
+            (
+                torch.full((40,), 1e300, dtype=torch.float64),
+                f'not finite in float32, in {FIRST}',
+            ),
+        ],
+    )
+    def test_tensor(self, state, refuse_limited, tensor, message):
+        assert message in refuse_limited({**state, FIRST: tensor})
+
+    def test_shared_memory(self, state, refuse_limited):
+        """A file of a few bytes for many tensors."""
+        largest = max(state.values(), key=torch.numel)
+        shared = {
+            key: largest.flatten()[: tensor.numel()].view(tensor.shape)
+            if tensor.is_floating_point()
+            else tensor
+            for key, tensor in state.items()
+        }
+        assert 'several share memory' in refuse_limited(shared)
+
+    def test_counter_that_is_no_integer(self, state, refuse_limited):
+        key = next(key for key in state if key.endswith('num_batches_tracked'))
+        message = refuse_limited({**state, key: torch.tensor(1.0)})
+        assert f'wrong type: {key} is torch.float32, not torch.int64' in message
+
+
+class Mutants:
+    """Damaged copies of a checkpoint, each with the values it may convert to."""
+
+    def __init__(self, state, path):
+        self.state = state
+        self.draw = random.Random(0)
+        torch.save(state, path)
+        self.zipped = path.read_bytes()
+        with zipfile.ZipFile(path) as file:
+            self.records = {name: file.read(name) for name in file.namelist()}
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+        self.older = path.read_bytes()
+        # The numbers stand at its end, and have no checksum.
+        n_bytes = sum(8 + t.numel() * t.element_size() for t in state.values())
+        self.n_checked = len(self.older) - n_bytes
+
+    def all(self):
+        for _ in range(110):
+            yield self.flipped(self.zipped, len(self.zipped)), self.state
+        for _ in range(40):
+            yield self.flipped(self.older, self.n_checked), self.state
+        for content in (self.zipped, self.older):
+            for _ in range(25):
+                yield content[: self.draw.randrange(len(content))], self.state
+        for _ in range(30):
+            yield self.moved(self.zipped), self.state
+        for _ in range(50):
+            yield self.with_flipped_pickle(), self.state
+        for _ in range(40):
+            yield self.with_swapped_records()
+
+    def flipped(self, content, end):
+        changed = bytearray(content)
+        for _ in range(self.draw.choice((1, 1, 2, 20))):
+            changed[self.draw.randrange(end)] ^= 1 << self.draw.randrange(8)
+        return bytes(changed)
+
+    def moved(self, content):
+        """A few bytes are missing, twice there, or elsewhere."""
+        first, second, third = sorted(self.draw.sample(range(len(content)), 3))
+        parts = content[:first], content[first:second], content[second:third]
+        kind = self.draw.choice(((0, 2), (0, 1, 1, 2), (0, 2, 1)))
+        return b''.join(parts[i] for i in kind) + content[third:]
+
+    def with_flipped_pickle(self):
+        records = dict(self.records)
+        name = next(name for name in records if name.endswith('/data.pkl'))
+        content = bytearray(records[name])
+        content[self.draw.randrange(len(content))] ^= 1 << self.draw.randrange(8)
+        return self.written({**records, name: bytes(content)})
+
+    def with_swapped_records(self):
+        """Two tensors have the numbers of each other, if both have as many."""
+        root = next(iter(self.records)).split('/')[0]
+        tensors = list(self.state.items())
+        while True:
+            (i, (a, first)), (j, (b, second)) = self.draw.sample(
+                list(enumerate(tensors)), 2
+            )
+            if first.dtype == second.dtype:
+                break
+        names = f'{root}/data/{i}', f'{root}/data/{j}'
+        records = dict(zip(names, (self.records[name] for name in names[::-1])))
+        content = self.written({**self.records, **records})
+        if first.numel() != second.numel():
+            return content, None
+        swapped = {a: second.view(first.shape), b: first.view(second.shape)}
+        return content, {**self.state, **swapped}
+
+    @staticmethod
+    def written(records):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, 'w') as file:
+            for name, content in records.items():
+                file.writestr(name, content)
+        return buffer.getvalue()
+
+
+def what_became(tool, mutants, folder):
+    """Converts mutants; returns how many came through, and what went wrong."""
+    src, dst = folder / 'mutant.pkl', folder / 'converted.pth'
+    n_converted, faults = 0, []
+    for number, (content, state) in enumerate(mutants):
+        src.write_bytes(content)
+        dst.unlink(missing_ok=True)
+        output = io.StringIO()
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
+            code = tool.main([str(src), str(dst)])
+        message = output.getvalue()
+        if code == 0:
+            n_converted += 1
+            found = torch.load(dst, weights_only=True)['state_dict']
+            expected = {} if state is None else convert_official_state_dict(state)
+            if found.keys() != expected.keys() or not all(
+                torch.equal(found[key], expected[key]) for key in expected
+            ):
+                faults.append(f'{number}: other values')
+        elif message.count('error: ') != 1 or dst.exists():
+            faults.append(f'{number}: {message}')
+    return n_converted, faults
+
+
+@pytest.mark.slow
+def test_mutants(state, tool, tmp_path):
+    mutants = list(Mutants(state, tmp_path / 'whole.pkl').all())
+    assert len(mutants) > 300
+    n_converted, faults = limited(what_became, tool, mutants, tmp_path, seconds=500)
+    assert faults == []
+    # Some change nothing that counts, and some swap tensors of one size.
+    assert 5 < n_converted < 100
