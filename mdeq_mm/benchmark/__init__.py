@@ -12,6 +12,7 @@ from .convergence import convergence_trace
 from .counting import Work, count_saved_bytes, count_work
 from .flops import CELL, Part, count_parts, total_flops
 from .gradients import GradientCost, compare_gradients, modes_to_compare
+from .images import NamedSamples, name_samples, read_image
 from .memory import measure_in_process, measure_memory, peak_bytes
 from .problems import Problem, equilibrium_problems, evaluations_to, residuals
 from .solvers import (
@@ -31,6 +32,7 @@ __all__ = [
     'Case',
     'GradientCost',
     'Grid',
+    'NamedSamples',
     'Part',
     'Problem',
     'Saving',
@@ -53,11 +55,13 @@ __all__ = [
     'measure_problem',
     'measure_solvers',
     'modes_to_compare',
+    'name_samples',
     'own_solvers',
     'pan',
     'peak_bytes',
     'preprocess',
     'read_frames',
+    'read_image',
     'residuals',
     'run_case',
     'solve_frames',

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Optional
 
 import cv2
-import mmcv
 import numpy as np
 import torch
 from mmengine.model import BaseModel
@@ -23,6 +22,7 @@ from ..deq import (
     PreviousGuess,
     ZeroGuess,
 )
+from .images import read_image
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 
@@ -74,10 +74,11 @@ def read_frames(folder: Path, num_frames: int) -> list[np.ndarray]:
         list[np.ndarray]: The frames, BGR, ``(H, W, 3)``.
 
     Raises:
-        ValueError: If there are fewer than two frames, or not all of one size.
+        ValueError: If there are fewer than two frames, not all of one size, or one
+            cannot be read.
     """
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    frames = [mmcv.imread(path) for path in paths[:num_frames]]
+    frames = [read_image(path) for path in paths[:num_frames]]
     sizes = {frame.shape[:2] for frame in frames}
     if len(frames) < 2 or len(sizes) > 1:
         raise ValueError(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
-import mmcv
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,9 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
+from mmengine.structures import PixelData
 
-# RGB image, ground truth, prediction.
-Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+from ..benchmark import NamedSamples, read_image
+
+# RGB image, ground truth if there is one, prediction.
+Sample = tuple[np.ndarray, Optional[np.ndarray], np.ndarray]
 
 
 def paint(
@@ -62,25 +64,38 @@ def segment_samples(
 
     Args:
         model (BaseModel): A segmentor of MMSegmentation, in evaluation mode.
-        dataset (BaseDataset): A data set with ground truth and the pipeline of testing.
+        dataset (BaseDataset): A data set with the pipeline of testing.
         n_samples (int): Number of samples, at most.
 
     Returns:
         list[tuple]: For each sample the RGB image, uint8 ``(H, W, 3)``, and the label
-        maps ``(H, W)`` of ground truth and prediction.
+        maps ``(H, W)`` of ground truth and prediction. Without annotations the ground
+        truth is None.
+
+    Raises:
+        ValueError: If a sample cannot be loaded. The message names its files.
     """
+    named, flag = NamedSamples(dataset), _color_flag(dataset)
     n_samples = min(n_samples, len(dataset))
     samples = []
     for position in range(n_samples):
-        data = dataset[position * len(dataset) // n_samples]
+        data = named[position * len(dataset) // n_samples]
         (result,) = model.test_step({key: [value] for key, value in data.items()})
-        image = mmcv.imread(result.img_path, channel_order='rgb')
-        truth, prediction = (
-            labels.data[0].cpu().numpy()
-            for labels in (result.gt_sem_seg, result.pred_sem_seg)
-        )
-        samples.append((image, truth, prediction))
+        image = read_image(result.img_path, flag)[..., ::-1]
+        truth = _labels(result.gt_sem_seg) if 'gt_sem_seg' in result else None
+        samples.append((image, truth, _labels(result.pred_sem_seg)))
     return samples
+
+
+def _labels(field: PixelData) -> np.ndarray:
+    return field.data[0].cpu().numpy()
+
+
+def _color_flag(dataset: BaseDataset) -> str:
+    """Returns whether a data set turns photos as their EXIF data say."""
+    flags = [getattr(t, 'color_type', None) for t in dataset.pipeline.transforms]
+    ignoring = 'color_ignore_orientation'
+    return ignoring if ignoring in flags else 'color'
 
 
 def plot_segmentations(
@@ -92,30 +107,36 @@ def plot_segmentations(
 ) -> None:
     """Draws images, ground truths and predictions, one column per sample.
 
+    Without any ground truth the pictures have two rows instead of three.
+
     Args:
         samples (Sequence[tuple]): For each sample the RGB image, uint8 ``(H, W, 3)``,
-            and the label maps ``(H, W)`` of ground truth and prediction.
+            and the label maps ``(H, W)`` of ground truth, or None, and prediction.
         path (str or Path): File to write. Its ending decides the format.
         classes (Sequence[str]): Name of each class.
         palette (Sequence[Sequence[int]]): RGB colour of each class, 0 to 255.
         title (str): Title of the plot. Defaults to ''.
     """
-    height, width = samples[0][1].shape
+    rows = ['image', 'ground truth', 'prediction']
+    if all(truth is None for _, truth, _ in samples):
+        rows.remove('ground truth')
+    height, width = samples[0][2].shape
     inches = 1.7 * width / height
-    figure = Figure(figsize=(inches * len(samples), 6.1), layout='constrained')
-    grid = figure.subplots(3, len(samples), squeeze=False)
+    figure = Figure(
+        figsize=(inches * len(samples), 1 + 1.7 * len(rows)), layout='constrained'
+    )
+    grid = figure.subplots(len(rows), len(samples), squeeze=False)
     for column, (image, truth, prediction) in zip(grid.T, samples):
-        pictures = (
-            image,
-            paint(image, truth, palette),
-            paint(image, prediction, palette),
-        )
-        for axes, picture in zip(column, pictures):
-            axes.imshow(picture, interpolation='nearest')
+        pictures = {'image': image, 'prediction': paint(image, prediction, palette)}
+        if truth is not None:
+            pictures['ground truth'] = paint(image, truth, palette)
+        for axes, row in zip(column, rows):
             axes.set_xticks([])
             axes.set_yticks([])
-    for axes, name in zip(grid[:, 0], ('image', 'ground truth', 'prediction')):
-        axes.set_ylabel(name)
+            if row in pictures:
+                axes.imshow(pictures[row], interpolation='nearest')
+    for axes, row in zip(grid[:, 0], rows):
+        axes.set_ylabel(row)
     figure.legend(
         handles=[
             Patch(color=(red / 255, green / 255, blue / 255), label=name)

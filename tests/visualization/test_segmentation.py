@@ -32,6 +32,24 @@ class TestPaint:
 
 
 class TestPlotSegmentations:
+    @pytest.mark.parametrize(
+        ('truths', 'n_rows'), [((True, True), 3), ((True, False), 3), ((False,) * 2, 2)]
+    )
+    def test_without_ground_truth(self, tmp_path, truths, n_rows):
+        labels = np.ones((4, 6), np.int64)
+        samples = [(IMAGE, labels if truth else None, labels) for truth in truths]
+        path = tmp_path / 'sheet.png'
+        plot_segmentations(samples, path, ('nothing', 'red', 'blue'), PALETTE)
+        sheet = cv2.imread(str(path))[..., ::-1]
+        painted = paint(IMAGE, labels, PALETTE)[0, 0]
+        shares = [
+            (sheet == colour).all(axis=2).mean() for colour in (painted, IMAGE[0, 0])
+        ]
+        # Every prediction and every ground truth is painted, every image is not.
+        expected = (len(truths) + sum(truths)) / len(truths)
+        assert shares[0] / shares[1] == pytest.approx(expected, rel=0.1)
+        assert sheet.shape[0] == pytest.approx(150 * (1 + 1.7 * n_rows), abs=2)
+
     @pytest.mark.parametrize('n_samples', [1, 5])
     def test_writes_a_picture(self, tmp_path, n_samples):
         labels = np.ones((4, 6), np.int64)

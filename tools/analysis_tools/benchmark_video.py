@@ -12,11 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-import mmcv
 import numpy as np
 
 from mdeq_mm.apis import load_config, load_model, single_layer, solving_mode
-from mdeq_mm.benchmark import Saving, compare_starts, pan, preprocess, read_frames
+from mdeq_mm.benchmark import (
+    Saving,
+    compare_starts,
+    pan,
+    preprocess,
+    read_frames,
+    read_image,
+)
 from mdeq_mm.cli import (
     add_cfg_options,
     add_checkpoint,
@@ -79,7 +85,7 @@ def load_frames(args: argparse.Namespace) -> list[np.ndarray]:
     """Reads the frames of a folder, or pans over an image."""
     if args.source.is_dir():
         return read_frames(args.source, args.num_frames)
-    return pan(mmcv.imread(args.source), args.num_frames, args.speed, args.size)
+    return pan(read_image(args.source), args.num_frames, args.speed, args.size)
 
 
 def print_saving(saving: Saving) -> None:

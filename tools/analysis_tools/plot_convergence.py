@@ -14,7 +14,7 @@ from mdeq_mm.apis import (
     single_layer,
     solving_mode,
 )
-from mdeq_mm.benchmark import convergence_trace
+from mdeq_mm.benchmark import convergence_trace, name_samples
 from mdeq_mm.cli import add_cfg_options, add_checkpoint, int_of_at_least
 from mdeq_mm.visualization import plot_convergence
 
@@ -47,9 +47,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg = load_config(args.config, args.cfg_options)
     model = load_model(cfg, args.checkpoint)
     solver = solving_mode(single_layer(model)).solver
-    trace = convergence_trace(
-        model, build_test_loader(cfg), args.num_samples, args.max_evals
-    )
+    batches = name_samples(build_test_loader(cfg))
+    trace = convergence_trace(model, batches, args.num_samples, args.max_evals)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     plot_convergence(
         trace,

@@ -1,4 +1,4 @@
-"""Draws test images with their ground truth and the predicted segmentation."""
+"""Draws test images with their ground truth, if any, and the prediction."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             f"{args.config} must be of default_scope 'mmseg', got {cfg.default_scope!r}"
         )
     dataset = build_test_loader(cfg).dataset
+    if not dataset.metainfo.get('classes'):
+        raise ValueError(f'the test set of {args.config} must name its classes')
     model = load_model(cfg, args.checkpoint)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     plot_segmentations(

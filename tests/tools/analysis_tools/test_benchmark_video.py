@@ -43,6 +43,17 @@ def test_folder_of_frames(tool, arguments, image, tmp_path, capsys):
         assert values[4:] == ['100', '100']
 
 
+@pytest.mark.parametrize('content', [b'', b'no image'])
+@pytest.mark.parametrize('source', ['frames', 'frames/1.png'])
+def test_unreadable(tool, root, image, tmp_path, content, source):
+    folder = tmp_path / 'frames'
+    folder.mkdir()
+    cv2.imwrite(str(folder / '0.png'), image)
+    (folder / '1.png').write_bytes(content)
+    with pytest.raises(ValueError, match=r'frames/1.png cannot be read as an image'):
+        tool.main([str(root / CONFIG), 'model.pth', str(tmp_path / source)])
+
+
 def test_pan_and_a_tolerance_out_of_reach(tool, arguments, image, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / 'image.png'), image)
     tool.main(

@@ -1,10 +1,14 @@
 """The plots of a trained model, by their command lines."""
 
+import shutil
+
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from mdeq_mm import apis
+from mdeq_mm.visualization import plot_segmentations
 
 CONFIG = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 CLASSIFIER = 'configs/classification/mdeq-tiny_1xb64_digits.py'
@@ -49,6 +53,12 @@ def test_convergence(load_tool, arguments, scenes, monkeypatch, capsys, option):
     )
 
 
+def test_convergence_of_an_unreadable_image(load_tool, arguments, scenes):
+    (scenes / 'data/digit_scenes/img_dir/test/0001.png').write_bytes(b'')
+    with pytest.raises(ValueError, match=r'sample 1 \(.*test/0001.png, .*cannot be'):
+        load_tool('analysis_tools/plot_convergence.py').main(arguments)
+
+
 class TestSegmentation:
     @pytest.fixture
     def tool(self, load_tool):
@@ -74,6 +84,69 @@ class TestSegmentation:
         assert (truth == cv2.imread(folder.format('ann_dir'), -1)).all()
         assert prediction.shape == (64, 64)
         assert prediction.max() <= 10
+
+    def test_without_annotations(self, tool, arguments, scenes, capsys):
+        shutil.rmtree(scenes / 'data/digit_scenes/ann_dir')
+        pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+        config = scenes / 'config.py'
+        config.write_text(
+            f'_base_ = {arguments[0]!r}\n'
+            f'test_dataloader = dict(dataset=dict(pipeline={pipeline}))\n'
+        )
+        out = scenes / 'segmentation.png'
+        tool.main([str(config), *arguments[1:], '--out', str(out)])
+        with_truth = scenes / 'with.png'
+        plot_segmentations(
+            [(np.zeros((64, 64, 3), np.uint8), *[np.zeros((64, 64), int)] * 2)] * 3,
+            *(with_truth, ['a'], [[0, 0, 0]]),
+        )
+        heights = [cv2.imread(str(path)).shape[0] for path in (out, with_truth)]
+        assert heights[0] == pytest.approx(heights[1] - 1.7 * 150, abs=2)
+
+    @pytest.mark.parametrize('n_outputs', [1, 2])
+    def test_two_classes(
+        self, tool, root, arguments, scenes, calm, monkeypatch, n_outputs
+    ):
+        """A head may have one output for both."""
+        options = dict(
+            num_classes=2,
+            out_channels=n_outputs,
+            loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=n_outputs == 1),
+        )
+        cfg_options = {f'model.decode_head.{k}': v for k, v in options.items()}
+        cfg = apis.load_config(root / CONFIG, cfg_options)
+        model = calm(apis.build_model(cfg))
+        torch.save(dict(state_dict=model.state_dict()), scenes / 'model.pth')
+        config = scenes / 'config.py'
+        metainfo = dict(classes=('a', 'b'), palette=[[0, 0, 0], [255, 0, 0]])
+        config.write_text(
+            f'_base_ = {arguments[0]!r}\n'
+            f'model = dict(decode_head={options})\n'
+            f'test_dataloader = dict(dataset=dict(metainfo={metainfo}))\n'
+        )
+        out = scenes / 'segmentation.png'
+        tool.main([str(config), *arguments[1:], '--out', str(out)])
+        assert cv2.imread(str(out)).shape[2] == 3
+        monkeypatch.setattr(tool, 'plot_segmentations', record(drawn := []))
+        tool.main([str(config), *arguments[1:]])
+        ((samples, _), _) = drawn[0]
+        assert {*np.unique([prediction for *_, prediction in samples])} <= {0, 1}
+
+    def test_unreadable_image(self, tool, arguments, scenes):
+        (scenes / 'data/digit_scenes/img_dir/test/0001.png').write_bytes(b'')
+        with pytest.raises(
+            ValueError, match=r'sample 1 \(.*test/0001.png, .*cannot be'
+        ):
+            tool.main(arguments)
+
+    def test_no_classes(self, tool, arguments, scenes):
+        config = scenes / 'config.py'
+        config.write_text(
+            f'_base_ = {arguments[0]!r}\n'
+            'test_dataloader = dict(dataset=dict(metainfo=dict(_delete_=True)))\n'
+        )
+        with pytest.raises(ValueError, match='must name its classes'):
+            tool.main([str(config), *arguments[1:]])
 
     def test_classifier(self, tool, root):
         with pytest.raises(ValueError, match="default_scope 'mmseg', got 'mmpretrain'"):
