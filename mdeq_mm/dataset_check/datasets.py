@@ -11,6 +11,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+# What the data sets of the toolboxes have that are no BaseDataset.
+_LIKE_ONE = ('metainfo', 'pipeline', 'data_list')
+
 
 def build_datasets(cfg: ConfigDict) -> list[BaseDataset]:
     """Builds a data set. Of one that wraps others it returns those inside.
@@ -25,7 +28,8 @@ def build_datasets(cfg: ConfigDict) -> list[BaseDataset]:
 
     Raises:
         ValueError: If one of them has no samples.
-        TypeError: If one of them is no ``BaseDataset``.
+        TypeError: If one of them is neither a ``BaseDataset`` nor has what the
+            ``MultiTaskDataset`` of MMPretrain has.
     """
     cfg = deepcopy(cfg)
     leaves = list(_leaf_configs(cfg))
@@ -68,7 +72,9 @@ def _leaf_configs(cfg: ConfigDict) -> Iterator[ConfigDict]:
 
 
 def _leaf_datasets(dataset: Dataset) -> Iterator[BaseDataset]:
-    if isinstance(dataset, BaseDataset):
+    if isinstance(dataset, BaseDataset) or all(
+        hasattr(dataset, name) for name in _LIKE_ONE
+    ):
         yield dataset
         return
     if hasattr(dataset, 'dataset'):

@@ -196,11 +196,16 @@ def _check_dataset(
 ) -> None:
     """Checks one data set of a split and adds to the split what is found."""
     classes = tuple(dataset.metainfo.get('classes') or ())
+    tasks = tuple(dataset.metainfo.get('tasks') or ())
+    n_outputs = _task_settings(cfg) if tasks else {}
+    missing = [task for task in n_outputs if task not in tasks]
+    if missing:
+        split.error(name, f'no labels for heads of the model: {abbreviate(missing)}')
     knows_labels = cfg.default_scope in ('mmseg', 'mmpretrain')
     if classes:
         for problem in _differences(cfg, classes, split.classes):
             split.error(name, problem)
-    else:
+    elif not tasks:
         split.warning(name, 'no classes in its metainfo, labels are not checked')
     if not knows_labels:
         split.warning(name, f'labels of {cfg.default_scope} are not checked')
@@ -209,8 +214,9 @@ def _check_dataset(
         dataset,
         name,
         masks=cfg.default_scope == 'mmseg',
-        needs_labels=knows_labels and bool(classes) and split.name != 'test',
+        needs_labels=knows_labels and bool(classes or tasks) and split.name != 'test',
         ignore_index=_head_settings(cfg, 'ignore_index').get('decode_head', 255),
+        n_outputs=n_outputs,
     )
     loader = DataLoader(checked, batch_size=None, num_workers=num_workers)
     for found in track(loader, name, len(checked)):
@@ -241,3 +247,13 @@ def _head_settings(cfg: Config, key: str) -> dict[str, int]:
             if head.get(key) is not None:
                 settings[name] = head[key]
     return settings
+
+
+def _task_settings(cfg: Config) -> dict[str, int]:
+    """Returns the number of classes of each task of a model, as far as it is told."""
+    heads = (cfg.get('model', {}).get('head') or {}).get('task_heads') or {}
+    return {
+        task: head.num_classes
+        for task, head in heads.items()
+        if head.get('num_classes') is not None
+    }

@@ -5,11 +5,12 @@ pipeline. Random augmentation is the same in every run. Of data sets that wrap o
 those inside are checked, each once.
 
 Errors are what stops a run or spoils its labels: samples that do not open, masks of
-another size than the image, labels outside of the classes, missing annotations, empty
-data sets, classes that differ from those of the other splits or, in number, from the
-model. Warnings are what may be meant: masks that are ignored altogether, classes that
-never occur, images of val or test that are in train too, byte for byte. Labels are
-checked for MMSegmentation and MMPretrain.
+another size than the image, photos that are turned by their EXIF orientation while
+their masks are not, labels outside of the classes, missing annotations, empty data
+sets, classes that differ from those of the other splits or, in number, from the model.
+Warnings are what may be meant: masks that are ignored altogether, classes that never
+occur, images of val or test that are in train too, byte for byte. Labels are checked
+for MMSegmentation and MMPretrain.
 
 Nothing is written, and nothing is downloaded. The exit code is 1 if there are errors.
 """

@@ -1,5 +1,6 @@
 """The check of data sets, by its command line."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -378,6 +379,226 @@ train_dataloader['dataset'] = dict(
         assert code == 1
         assert len(findings) == 1
         assert findings[0].startswith('error: train[1] 1 (data/img/train/1.jpg')
+
+
+def save_with_orientation(path, array, orientation, **kwargs):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(array).save(path, exif=exif, **kwargs)
+
+
+# How stock loaders turn an image of an EXIF orientation.
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+class TestOrientation:
+    """Photos carry their orientation, masks do not, and loaders turn photos alone."""
+
+    @pytest.fixture
+    def photo(self, segmentation):
+        def make(orientation, width=WIDTH, suffix='.jpg'):
+            (segmentation / 'data/img/train/1.jpg').unlink()
+            image = random_image(np.random.default_rng(1))[:, :width]
+            path = segmentation / f'data/img/train/1{suffix}'
+            save_with_orientation(path, image, orientation)
+            if suffix != '.jpg':
+                path.rename(path.with_suffix('.jpg'))  # readers look at the content
+            return np.random.default_rng(2).integers(0, 3, (HEIGHT, width), np.uint8)
+
+        return make
+
+    def check_train(self, check, *options):
+        code, findings, _ = check('--splits', 'train', '--cfg-options', *options)
+        assert code == bool(findings)
+        assert all(finding.startswith('error: train 1 (') for finding in findings)
+        return [finding.split('): ')[1] for finding in findings]
+
+    OPTIONS = {
+        'cv2': ['model.decode_head.ignore_index=255'],
+        'pillow': ['train_dataloader.dataset.pipeline.0.imdecode_backend=pillow'],
+    }
+
+    @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+    @pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+    @pytest.mark.parametrize('orientation', TURNS)
+    def test_mask_of_the_file(
+        self, segmentation, photo, check, orientation, backend, suffix
+    ):
+        save(segmentation / 'data/ann/train/1.png', photo(orientation, suffix=suffix))
+        found = self.check_train(check, *self.OPTIONS[backend])
+        if orientation == 1:
+            assert found == []
+        elif orientation < 5:
+            (message,) = found
+            assert f'image turned by its EXIF orientation {orientation} ' in message
+        else:
+            (message,) = found
+            assert message == (
+                f'mask of {HEIGHT}x{WIDTH}, image of {WIDTH}x{HEIGHT} as EXIF '
+                f'orientation {orientation} turns it'
+            )
+
+    @pytest.mark.parametrize('orientation', TURNS)
+    def test_square(self, segmentation, photo, check, orientation):
+        save(segmentation / 'data/ann/train/1.png', photo(orientation, HEIGHT))
+        found = self.check_train(check, *self.OPTIONS['cv2'])
+        assert len(found) == (orientation != 1)
+
+    @pytest.mark.parametrize('orientation', [5, 6, 7, 8])
+    def test_mask_of_the_upright_image(self, segmentation, photo, check, orientation):
+        mask = TURNS[orientation](photo(orientation))
+        save(segmentation / 'data/ann/train/1.png', mask)
+        assert self.check_train(check, *self.OPTIONS['cv2']) == []
+
+    @pytest.mark.parametrize('orientation', TURNS)
+    def test_loader_that_does_not_turn(self, segmentation, photo, check, orientation):
+        save(segmentation / 'data/ann/train/1.png', photo(orientation))
+        option = 'pipeline.0.color_type=color_ignore_orientation'
+        assert self.check_train(check, f'train_dataloader.dataset.{option}') == []
+
+    def test_symmetrical_image(self, segmentation, check):
+        path = segmentation / 'data/img/train/1.jpg'
+        image = np.full((HEIGHT, WIDTH, 3), 7, np.uint8)
+        save_with_orientation(path, image, 3)
+        assert self.check_train(check, *self.OPTIONS['cv2']) == []
+
+    @pytest.mark.parametrize(
+        ('of_image', 'of_mask', 'message'),
+        [
+            (1, 3, 'mask with EXIF orientation 3, by which it is not turned'),
+            (2, 3, 'mask with EXIF orientation 3, by which it is not turned'),
+            (3, 3, 'image turned by its EXIF orientation 3 '),
+        ],
+    )
+    def test_orientation_of_the_mask(
+        self, segmentation, photo, check, of_image, of_mask, message
+    ):
+        path = segmentation / 'data/ann/train/1.png'
+        save_with_orientation(path, photo(of_image), of_mask)
+        (found,) = self.check_train(check, *self.OPTIONS['cv2'])
+        assert found.startswith(message)
+
+    def test_both_as_they_are_stored(self, segmentation, photo, check):
+        save_with_orientation(segmentation / 'data/ann/train/1.png', photo(3), 3)
+        option = 'pipeline.0.color_type=color_ignore_orientation'
+        assert self.check_train(check, f'train_dataloader.dataset.{option}') == []
+
+    def test_mask_that_is_loaded_first(self, segmentation, photo, check):
+        save(segmentation / 'data/ann/train/1.png', photo(3))
+        code, findings, _ = check(
+            '--splits',
+            'train',
+            text="p = train_dataloader['dataset']['pipeline']\np[:2] = p[1::-1]\n",
+        )
+        assert code == 1
+        assert [s.split('): ')[1][:30] for s in findings] == [
+            'image turned by its EXIF orien'
+        ]
+
+
+class TestSeveralLabels:
+    """Classifiers of which an image has any number of labels, or several tasks."""
+
+    @pytest.fixture
+    def annotate(self, classification):
+        def write(metainfo, labels, dataset, head):
+            paths = sorted(classification.glob('data/train/*/*.png'))
+            items = [
+                dict(img_path=str(path), **label) for path, label in zip(paths, labels)
+            ]
+            content = dict(metainfo=metainfo, data_list=items)
+            (classification / 'data/ann.json').write_text(json.dumps(content))
+            return (
+                f'model = dict(head={head})\n'
+                f"train_dataloader['dataset'].update(type={dataset!r}, "
+                f"ann_file='{classification}/data/ann.json', data_prefix='', "
+                f"data_root='')\n"
+            )
+
+        return write
+
+    def test_image_of_no_class(self, annotate, check):
+        text = annotate(
+            dict(classes=['cat', 'dog']),
+            [dict(gt_label=label) for label in ([], [1], [0, 1], [], [2, 0])],
+            'MultiLabelDataset',
+            dict(num_classes=2),
+        )
+        code, findings, out = check('--splits', 'train', text=text)
+        assert code == 1
+        assert [s.split('): ')[1] for s in findings] == [
+            '1 labels outside of the 2 classes, with the values 2'
+        ]
+        rows = [line.split() for line in out.splitlines()[-4:-2]]
+        assert rows == [['cat', '2', '2'], ['dog', '2', '2']]
+
+    TASKS = dict(tasks=['kind', 'wears'])
+    HEAD = dict(
+        type='MultiTaskHead',
+        task_heads=dict(
+            kind=dict(type='LinearClsHead', num_classes=3),
+            wears=dict(type='MultiLabelLinearClsHead', num_classes=4),
+        ),
+    )
+    PACK = (
+        "train_dataloader['dataset']['pipeline'][-1] = dict("
+        "type='PackMultiTaskInputs', multi_task_fields=('gt_label',))\n"
+    )
+
+    @pytest.mark.parametrize(
+        ('labels', 'problem'),
+        [
+            (dict(kind=2, wears=[0, 3]), None),
+            (dict(kind=2, wears=[]), None),
+            (dict(kind=0), None),
+            (dict(), 'no annotation'),
+            (
+                dict(kind=3),
+                '1 labels of the task kind outside of the 3 classes, with the values 3',
+            ),
+            (
+                dict(wears=[0, 4, -1]),
+                (
+                    '2 labels of the task wears outside of the 4 classes, '
+                    'with the values -1, 4'
+                ),
+            ),
+            (dict(kind=1, colour=1), 'labels of unknown tasks: colour'),
+        ],
+    )
+    def test_tasks(self, annotate, check, labels, problem):
+        samples = [dict(gt_label=dict(kind=1, wears=[1])), dict(gt_label=labels)]
+        text = annotate(self.TASKS, samples, 'MultiTaskDataset', self.HEAD)
+        code, findings, _ = check('--splits', 'train', text=text + self.PACK)
+        assert code == (problem is not None)
+        expected = [] if problem is None else [problem]
+        assert [s.split('): ')[1] for s in findings] == expected
+
+    def test_head_without_labels(self, annotate, check):
+        samples = [dict(gt_label=dict(kind=1))]
+        text = annotate(dict(tasks=['kind']), samples, 'MultiTaskDataset', self.HEAD)
+        code, findings, _ = check('--splits', 'train', text=text + self.PACK)
+        assert code == 1
+        assert findings == ['error: train: no labels for heads of the model: wears']
+
+    def test_damaged_image(self, annotate, check, classification):
+        samples = [dict(gt_label=dict(kind=1, wears=[1]))] * 3
+        text = annotate(self.TASKS, samples, 'MultiTaskDataset', self.HEAD)
+        (classification / 'data/train/cat/1.png').write_bytes(b'')
+        code, findings, _ = check('--splits', 'train', text=text + self.PACK)
+        assert code == 1
+        (finding,) = findings
+        assert finding.startswith('error: train 1 (')
+        assert 'cat/1.png): LoadImageFromFile failed' in finding
 
 
 class TestClassification:
