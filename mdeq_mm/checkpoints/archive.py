@@ -91,7 +91,8 @@ def _check_zip(content: mmap.mmap) -> None:
     if any(record.checksum for record in records.values()):  # torch can leave them out
         for name, record in records.items():
             if _checksum(content, record) != record.checksum:
-                raise DamagedError(f'the checksum of {quote(name.decode())} is another')
+                text = quote(name.decode('utf-8', 'replace'))
+                raise DamagedError(f'the checksum of {text} is another')
     pickle = records[root + b'/data.pkl']
     found = outline(content, pickle.start, pickle.start + pickle.size)
     for storage in found.storages.values():
@@ -105,9 +106,8 @@ def _check_legacy(content: mmap.mmap) -> None:
         raise RefusedError('is a tar archive, as torch has not written for years')
     end = len(content)
     place, parts = 0, []
-    for _ in range(
-        5
-    ):  # magic number, protocol, machine, content, order of the storages
+    # Magic number, protocol, machine, content, order of the storages.
+    for _ in range(5):
         parts.append(outline(content, place, end))
         if parts[0].root != _MAGIC:
             raise DamagedError('it does not begin like one')
@@ -115,9 +115,8 @@ def _check_legacy(content: mmap.mmap) -> None:
     keys, storages = parts[4].root, parts[3].storages
     if parts[1].root != _PROTOCOL or not isinstance(keys, list):
         raise DamagedError('its head is damaged')
-    if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(
-        storages
-    ):
+    is_text = all(isinstance(key, str) for key in keys)
+    if not is_text or sorted(keys) != sorted(storages):
         raise DamagedError('its storages are not those of its tensors')
     for key in keys:
         (numel,) = _unpack(_NUMEL, content, place)

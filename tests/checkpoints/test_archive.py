@@ -323,6 +323,12 @@ class TestDamaged:
         path.write_bytes(content)
         assert 'checksum of file/data/0' in check()
 
+    def test_checksum_of_a_strange_name(self, path, check):
+        torch.save(torch.zeros(100), path)
+        content = path.read_bytes().replace(b'file/data/0', b'file/\xff\x1b[2Jx')
+        path.write_bytes(content.replace(bytes(400), bytes(399) + b'1'))
+        assert 'checksum of file/' in check()
+
     def test_bytes_in_front(self, path, check):
         """torch would look elsewhere than the directory says."""
         torch.save(torch.zeros(3), path)
