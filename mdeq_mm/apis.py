@@ -18,10 +18,11 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .checkpoints import load_checkpoint, load_weights
 from .deq import Equilibrium, EquilibriumLayer, equilibrium_layers
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     'single_layer',
     'solving_mode',
     'toolbox',
+    'toolbox_of',
 ]
 
 DEFAULT_IMAGE_SHAPE = (224, 224)
@@ -54,12 +56,12 @@ def load_config(
         Config: The config.
 
     Raises:
-        ValueError: If its ``default_scope`` names no installed toolbox.
+        ValueError: As :func:`toolbox_of`.
     """
     cfg = Config.fromfile(path)
     if cfg_options is not None:
         cfg.merge_from_dict(cfg_options)
-    _scope_of(cfg)
+    toolbox_of(cfg)
     return cfg
 
 
@@ -71,12 +73,12 @@ def toolbox(cfg: Config) -> Iterator[None]:
     registries. With the end of the context the default scope is the one before.
 
     Args:
-        cfg (Config): A config with a ``default_scope``.
+        cfg (Config): The config.
 
     Raises:
-        ValueError: If ``default_scope`` names no installed toolbox.
+        ValueError: As :func:`toolbox_of`.
     """
-    scope = _scope_of(cfg)
+    scope = toolbox_of(cfg)
     try:
         import_module(f'{scope}.models')
     except ModuleNotFoundError as error:
@@ -85,6 +87,33 @@ def toolbox(cfg: Config) -> Iterator[None]:
             raise
     with DefaultScope.overwrite_default_scope(scope):
         yield
+
+
+def toolbox_of(cfg: Config) -> str:
+    """Returns the name of the toolbox that a config is for.
+
+    That is its ``default_scope``. Where it has none, as the toolboxes' own configs in
+    the style of Python modules, it is the package of the class of the model.
+
+    Args:
+        cfg (Config): The config.
+
+    Raises:
+        ValueError: If that names no installed package.
+    """
+    scope = cfg.get('default_scope')
+    if scope is None and cfg.get('model') is not None:
+        kind = cfg.model.get('type')
+        if isinstance(kind, type):
+            return kind.__module__.partition('.')[0]
+    if isinstance(scope, str) and scope.isidentifier() and _is_installed(scope):
+        return scope
+    toolboxes = ', '.join(name for name in MODULE2PACKAGE if _is_installed(name))
+    raise ValueError(
+        f'default_scope of {_name_of(cfg)} must be the name of an installed toolbox, '
+        f'such as {toolboxes or "mmseg (none is installed)"}, or None if the type of '
+        f'the model is a class, got {scope!r}'
+    )
 
 
 def build_model(cfg: Config) -> BaseModel:
@@ -113,22 +142,33 @@ def load_model(
     cfg: Config,
     checkpoint: Union[str, PathLike[str]],
     device: Optional[str] = None,
+    allow_partial: bool = False,
 ) -> BaseModel:
     """Builds the model of a config with the weights of a checkpoint.
 
     A checkpoint of the unrolled phase of a training brings the unrolled mode with it.
+    Nothing in the file is run.
 
     Args:
         cfg (Config): The config. It is not changed.
-        checkpoint (str or Path): The checkpoint file.
+        checkpoint (str or Path): The checkpoint: a file, a URL, or a name of a model
+            zoo that mmengine knows.
         device (str, optional): Where to put the model. Defaults to None, the
             accelerator if there is one, else the CPU.
+        allow_partial (bool): Whether a checkpoint may lack weights of the model, or
+            have others. Defaults to False.
 
     Returns:
         BaseModel: The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be loaded, or its weights are not those of the
+            model. It names those that are missing, unexpected or misshapen.
     """
+    content = load_checkpoint(checkpoint)
     model = build_model(cfg)
-    load_checkpoint(model, str(checkpoint), map_location='cpu')
+    load_weights(model, content, str(checkpoint), allow_partial=allow_partial)
     return model.to(get_device() if device is None else device)
 
 
@@ -196,22 +236,6 @@ def solving_mode(layer: EquilibriumLayer) -> Equilibrium:
     """
     mode = layer.mode
     return mode if isinstance(mode, Equilibrium) else layer.configured
-
-
-def _scope_of(cfg: Config) -> str:
-    """Returns the default scope of a config.
-
-    Raises:
-        ValueError: If it names no package that can be imported.
-    """
-    scope = cfg.get('default_scope')
-    if isinstance(scope, str) and scope.isidentifier() and _is_installed(scope):
-        return scope
-    toolboxes = ', '.join(name for name in MODULE2PACKAGE if _is_installed(name))
-    raise ValueError(
-        f'default_scope of {_name_of(cfg)} must be the name of an installed toolbox, '
-        f'such as {toolboxes or "mmseg (none is installed)"}, got {scope!r}'
-    )
 
 
 def _is_installed(package: str) -> bool:

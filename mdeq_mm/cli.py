@@ -21,9 +21,15 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Adds the positional arguments ``config`` and ``checkpoint``."""
+    """Adds ``config`` and ``checkpoint``, and ``--allow-partial``."""
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--allow-partial',
+        action='store_true',
+        help='warn of weights that are missing, unexpected or misshapen, instead of '
+        'ending with an error',
+    )
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:

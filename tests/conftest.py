@@ -271,9 +271,12 @@ def make_runner(tmp_path):
             val_evaluator=kwargs.pop('val_evaluator', dict(type='RandomMetric')),
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=kwargs.pop('log_interval', 1)),
-                checkpoint=dict(
-                    type='CheckpointHook', interval=interval, by_epoch=by_epoch
-                ),
+                checkpoint={
+                    'type': 'CheckpointHook',
+                    'interval': interval,
+                    'by_epoch': by_epoch,
+                    **kwargs.pop('checkpoint', {}),
+                },
             ),
             custom_hooks=hooks,
             log_processor=dict(by_epoch=by_epoch),

@@ -27,6 +27,7 @@ def test_values(parser):
     assert vars(args) == dict(
         config='config.py',
         checkpoint='file.pth',
+        allow_partial=False,
         shape=[3, 4],
         cfg_options={'a.b': 1, 'c': [1, 2]},
         number=2,

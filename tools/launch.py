@@ -6,15 +6,19 @@ import argparse
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Optional
 
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import all_gather_object
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mdeq_mm.apis import load_config
-from mdeq_mm.cli import add_cfg_options
+from mdeq_mm.checkpoints import Newest, check_training_checkpoint, find_newest
+from mdeq_mm.cli import add_cfg_options, positive_float
+from mdeq_mm.engine import StrictLoadingHook
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +33,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
         help='what starts the processes',
+    )
+    parser.add_argument(
+        '--timeout',
+        type=positive_float,
+        metavar='SECONDS',
+        help='how long processes wait for each other before all end with an error; '
+        'default: env_cfg.dist_cfg.timeout of the config, else 1800',
     )
     # torch.distributed.launch gives this argument, and mim still uses that launcher.
     parser.add_argument(
@@ -45,7 +56,69 @@ def load_runner_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+    if args.timeout is not None:
+        cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': args.timeout})
     return cfg
+
+
+def choose_start(cfg: Config, resume: Optional[str] = None) -> Optional[Newest]:
+    """Decides what a training goes on from.
+
+    Args:
+        cfg (Config): Config of the run. Its ``resume`` and ``load_from`` are set.
+        resume (str, optional): A checkpoint, or ``'auto'`` for the newest whole one of
+            the work directory. Defaults to None, what the config says.
+
+    Returns:
+        Newest, optional: The checkpoint, None if the config does not resume either.
+
+    Raises:
+        FileNotFoundError: If a checkpoint that was asked for does not exist.
+        ValueError: If no training can go on from it.
+    """
+    if resume is None and cfg.get('resume'):
+        named = cfg.resume if isinstance(cfg.resume, str) else cfg.get('load_from')
+        resume = named or 'auto'
+    if resume is None:
+        return None
+    if resume == 'auto':
+        start = find_newest(_checkpoint_folders(cfg))
+    else:
+        start = Newest(resume, check_training_checkpoint(resume), {})
+    cfg.resume = start.path is not None
+    if start.path is not None:
+        cfg.load_from = start.path
+    return start
+
+
+def _checkpoint_folders(cfg: Config) -> list[Path]:
+    """Returns the folders that the checkpoint hook of a config saves to."""
+    work_dir = Path(cfg.work_dir)
+    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    out_dir = hook.get('out_dir')
+    return [work_dir] if out_dir is None else [work_dir, Path(out_dir, work_dir.name)]
+
+
+def check_start(runner: Runner, start: Newest) -> None:
+    """Makes sure that all processes go on from one checkpoint, and says from which.
+
+    Args:
+        runner (Runner): The runner. It compares the weights when it loads them.
+        start (Newest): What this process has found.
+
+    Raises:
+        ValueError: If another process has found something else.
+    """
+    mine = None if start.path is None else (Path(start.path).name, start.position)
+    found = all_gather_object(mine)
+    if any(other != found[0] for other in found):
+        raise ValueError(
+            'all processes must resume from the same checkpoint: the work directory '
+            f'must be one that all of them see; they have found {found}'
+        )
+    runner.logger.info('%s', start)
+    if start.path is not None:
+        runner.register_hook(StrictLoadingHook(start.path))
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -10,7 +10,10 @@ from launch import add_common_arguments, build_runner, load_runner_config
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
+from mdeq_mm.apis import toolbox_of
+from mdeq_mm.checkpoints import TRAINING_PARTS, safe_loading
 from mdeq_mm.cli import add_checkpoint
+from mdeq_mm.engine import StrictLoadingHook
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -38,16 +41,17 @@ def write_painted_images(cfg: Config, folder: str) -> None:
         ValueError: If it is unknown how the toolbox names the settings of its hook.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
-    if hook is None or cfg.default_scope not in ('mmseg', 'mmpretrain', 'mmdet'):
+    toolbox = toolbox_of(cfg)
+    if hook is None or toolbox not in ('mmseg', 'mmpretrain', 'mmdet'):
         raise ValueError(
             '--show-dir needs the visualization hook of mmseg, mmpretrain or mmdet in '
-            f'default_hooks, got default_scope={cfg.default_scope!r} and {hook}'
+            f'default_hooks, got {hook} of {toolbox}'
         )
     hook.setdefault('interval', 1)
-    if cfg.default_scope == 'mmseg':
+    if toolbox == 'mmseg':
         hook.draw = True
         cfg.visualizer.save_dir = folder
-    elif cfg.default_scope == 'mmdet':
+    elif toolbox == 'mmdet':
         hook.draw = True
         hook.test_out_dir = folder
     else:
@@ -69,10 +73,18 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             raise ValueError(f'--tta needs tta_model and tta_pipeline in {args.config}')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
-    runner = build_runner(cfg)
-    if args.out is not None:
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    runner.test()
+    with safe_loading():
+        runner = build_runner(cfg)
+        if not args.allow_partial:
+            hook = StrictLoadingHook(
+                args.checkpoint,
+                hint='--allow-partial evaluates all the same',
+                but=TRAINING_PARTS,
+            )
+            runner.register_hook(hook)
+        if args.out is not None:
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+        runner.test()
 
 
 if __name__ == '__main__':

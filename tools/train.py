@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Sequence
 from typing import Optional
 
-from launch import add_common_arguments, build_runner, load_runner_config
+from launch import (
+    add_common_arguments,
+    build_runner,
+    check_start,
+    choose_start,
+    load_runner_config,
+)
+
+from mdeq_mm.checkpoints import safe_loading
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -17,8 +25,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='resume from this checkpoint, or without a value from the latest one in '
-        'the work directory',
+        help='resume from this checkpoint, or without a value from the newest whole '
+        'one of the work directory',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -42,10 +50,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    with safe_loading():
+        start = choose_start(cfg, args.resume)
+        runner = build_runner(cfg)
+        if start is not None:
+            check_start(runner, start)
+        runner.train()
 
 
 if __name__ == '__main__':

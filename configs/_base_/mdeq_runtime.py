@@ -7,6 +7,7 @@ custom_imports = dict(imports=['mdeq_mm'], allow_failed_imports=False)
 # Whatever inherits from the recipe changes a hook by its name:
 #     default_hooks = dict(equilibrium=dict(pretrain_iters=16000))
 mdeq_hooks = dict(
+    checkpoint=dict(type='AtomicCheckpointHook'),
     equilibrium=dict(type='ImplicitGradientHook'),
     random_state=dict(type='RandomStateHook'),
 )

@@ -24,5 +24,6 @@ auto_scale_lr = dict(base_batch_size=64)
 
 default_hooks = _base_.mdeq_hooks
 default_hooks.equilibrium.pretrain_iters = 8 * iters_per_epoch
-default_hooks.update(logger=dict(interval=7), checkpoint=dict(interval=4))
+default_hooks.checkpoint.interval = 4
+default_hooks.update(logger=dict(interval=7))
 randomness = dict(seed=0)

@@ -38,5 +38,6 @@ auto_scale_lr = dict(base_batch_size=8)
 
 default_hooks = _base_.mdeq_hooks
 default_hooks.equilibrium.pretrain_iters = 900
-default_hooks.update(logger=dict(interval=20), checkpoint=dict(interval=300))
+default_hooks.checkpoint.interval = 300
+default_hooks.update(logger=dict(interval=20))
 randomness = dict(seed=0)

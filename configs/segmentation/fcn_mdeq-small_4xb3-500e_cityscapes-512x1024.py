@@ -59,4 +59,4 @@ auto_scale_lr = dict(base_batch_size=4 * 3)
 
 default_hooks = _base_.mdeq_hooks
 default_hooks.equilibrium.pretrain_iters = 60000
-default_hooks.update(checkpoint=dict(interval=10 * iters_per_epoch))
+default_hooks.checkpoint.interval = 10 * iters_per_epoch

@@ -19,25 +19,35 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
 
 PLAIN_KINDS = 'biufc'
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Lets torch >= 2.6 load the training checkpoints of mmengine."""
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
-    allowed: list[Any] = [
-        (LoadedHistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-        (history_buffer_attribute, 'builtins.getattr'),
-        (PlainArray, 'numpy.ndarray'),
-        (PlainDtype, 'numpy.dtype'),
-    ]
+    """Lets torch >= 2.6 load the training checkpoints of mmengine.
+
+    An older torch keeps no list, or one that takes no other names, and loads them
+    without asking.
+    """
+    if digit_version(torch.__version__) >= digit_version('2.6'):
+        allowed: list[Any] = [(cls, name) for name, cls in stand_ins().items()]
+        torch.serialization.add_safe_globals(allowed)
+
+
+def stand_ins() -> dict[str, Any]:
+    """Returns the classes and functions of this module, by the name in a file."""
+    found: dict[str, Any] = {
+        'mmengine.logging.history_buffer.HistoryBuffer': LoadedHistoryBuffer,
+        'builtins.getattr': history_buffer_attribute,
+        'numpy.ndarray': PlainArray,
+        'numpy.dtype': PlainDtype,
+    }
     # A checkpoint may come from numpy 1 or numpy 2, which name this module differently.
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        allowed.append((reconstruct_array, f'{module}._reconstruct'))
-        allowed.append((plain_scalar, f'{module}.scalar'))
-    torch.serialization.add_safe_globals(allowed)
+        found[f'{module}._reconstruct'] = reconstruct_array
+        found[f'{module}.scalar'] = plain_scalar
+    return found
 
 
 class PlainDtype:

@@ -1,4 +1,5 @@
 from .hooks import (
+    AtomicCheckpointHook,
     EquilibriumHook,
     ExtraLossHook,
     ImplicitGradientHook,
@@ -6,10 +7,12 @@ from .hooks import (
     JacobianRegularizationHook,
     ModelCall,
     RandomStateHook,
+    StrictLoadingHook,
     TrajectorySupervisionHook,
 )
 
 __all__ = [
+    'AtomicCheckpointHook',
     'EquilibriumHook',
     'ExtraLossHook',
     'ImplicitGradientHook',
@@ -17,5 +20,6 @@ __all__ = [
     'JacobianRegularizationHook',
     'ModelCall',
     'RandomStateHook',
+    'StrictLoadingHook',
     'TrajectorySupervisionHook',
 ]

@@ -151,7 +151,8 @@ class TestHooks:
         cfg = Config.fromfile(CONFIGS / name)
         assert 'custom_hooks' not in cfg
         if cfg.model.backbone.type != 'MDEQ':
-            assert not set(runtime.mdeq_hooks) & set(cfg.default_hooks)
+            types = {hook.type for hook in cfg.default_hooks.values()}
+            assert not types & {hook.type for hook in runtime.mdeq_hooks.values()}
             return
         assert cfg.custom_imports == runtime.custom_imports
         for key, hook in runtime.mdeq_hooks.items():

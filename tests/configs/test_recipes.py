@@ -357,6 +357,7 @@ def test_hooks(recipe, cfg):
     expected = dict(type='ImplicitGradientHook', pretrain_iters=recipe.pretrain_iters)
     assert hooks.equilibrium == expected
     assert hooks.random_state == dict(type='RandomStateHook')
+    assert hooks.checkpoint.type == 'AtomicCheckpointHook'
     for name in ('equilibrium', 'random_state'):
         assert HOOKS.build(hooks[name])
     stock = {'timer', 'logger', 'param_scheduler', 'checkpoint', 'sampler_seed'}

@@ -54,6 +54,14 @@ class TestLoadRunnerConfig:
         load(f'{option}=1')
         assert os.environ['LOCAL_RANK'] == '2'
 
+    @pytest.mark.parametrize('text', ['', 'env_cfg = dict(dist_cfg=dict(timeout=9))'])
+    def test_timeout(self, load, text):
+        cfg = load('--timeout', '2.5', text=text)
+        assert cfg.env_cfg.dist_cfg.timeout == 2.5
+        assert load(text=text).get('env_cfg', {}) == (
+            dict(dist_cfg=dict(timeout=9)) if text else {}
+        )
+
     def test_no_toolbox(self, load):
         with pytest.raises(ValueError, match='default_scope'):
             load('--cfg-options', 'default_scope=None')

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from mdeq_mm.engine import StrictLoadingHook
+
 SEGMENTOR = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 CITYSCAPES = 'configs/segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py'
 CLASSIFIER = 'configs/classification/mdeq-tiny_1xb64_digits.py'
@@ -15,11 +17,15 @@ class Runner:
     def __init__(self):
         self.cfg = None
         self.n_tests = 0
+        self.hooks = []
         self.test_evaluator = SimpleNamespace(metrics=[])
 
     def __call__(self, cfg):
         self.cfg = cfg
         return self
+
+    def register_hook(self, hook):
+        self.hooks.append(hook)
 
     def test(self):
         self.n_tests += 1
@@ -50,6 +56,13 @@ def test_plain(evaluate):
     assert not runner.cfg.test_cfg.get('fp16', False)
     assert runner.cfg.model.type == 'EncoderDecoder'
     assert runner.test_evaluator.metrics == []
+    (hook,) = runner.hooks
+    assert isinstance(hook, StrictLoadingHook)
+    assert hook.name == 'model.pth'
+
+
+def test_allow_partial(evaluate):
+    assert evaluate('--allow-partial').hooks == []
 
 
 def test_amp(evaluate):

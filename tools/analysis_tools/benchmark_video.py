@@ -103,7 +103,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     frames = load_frames(args)
-    model = load_model(cfg, args.checkpoint)
+    model = load_model(cfg, args.checkpoint, allow_partial=args.allow_partial)
     solver = solving_mode(single_layer(model.backbone)).solver
     images = preprocess(frames, model)
     print(f'{args.source}, {len(frames)} frames of {frames[0].shape[0]}x', end='')

@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Prints the comparison."""
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
-    model = load_model(cfg, args.checkpoint)
+    model = load_model(cfg, args.checkpoint, allow_partial=args.allow_partial)
     batch = next(iter(build_test_loader(cfg)))
     data = model.data_preprocessor(batch, training=True)
     mode = solving_mode(single_layer(model))

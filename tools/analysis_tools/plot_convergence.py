@@ -45,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Plots the convergence."""
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
-    model = load_model(cfg, args.checkpoint)
+    model = load_model(cfg, args.checkpoint, allow_partial=args.allow_partial)
     solver = solving_mode(single_layer(model)).solver
     batches = name_samples(build_test_loader(cfg))
     trace = convergence_trace(model, batches, args.num_samples, args.max_evals)

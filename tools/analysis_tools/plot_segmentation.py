@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from mdeq_mm.apis import build_test_loader, load_config, load_model
+from mdeq_mm.apis import build_test_loader, load_config, load_model, toolbox_of
 from mdeq_mm.cli import add_cfg_options, add_checkpoint, int_of_at_least
 from mdeq_mm.visualization import plot_segmentations, segment_samples
 
@@ -33,14 +33,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     """Draws the images."""
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
-    if cfg.default_scope != 'mmseg':
-        raise ValueError(
-            f"{args.config} must be of default_scope 'mmseg', got {cfg.default_scope!r}"
-        )
+    if toolbox_of(cfg) != 'mmseg':
+        raise ValueError(f'{args.config} must be for mmseg, got {toolbox_of(cfg)}')
     dataset = build_test_loader(cfg).dataset
     if not dataset.metainfo.get('classes'):
         raise ValueError(f'the test set of {args.config} must name its classes')
-    model = load_model(cfg, args.checkpoint)
+    model = load_model(cfg, args.checkpoint, allow_partial=args.allow_partial)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     plot_segmentations(
         segment_samples(model, dataset, args.num_samples),

@@ -1,11 +1,14 @@
+from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .base import EquilibriumHook, ExtraLossHook, ModelCall
 from .implicit_gradient_hook import ImplicitGradientHook
 from .initial_guess_loss_hook import InitialGuessLossHook
 from .jacobian_regularization_hook import JacobianRegularizationHook
 from .random_state_hook import RandomStateHook
+from .strict_loading_hook import StrictLoadingHook
 from .trajectory_supervision_hook import TrajectorySupervisionHook
 
 __all__ = [
+    'AtomicCheckpointHook',
     'EquilibriumHook',
     'ExtraLossHook',
     'ImplicitGradientHook',
@@ -13,5 +16,6 @@ __all__ = [
     'JacobianRegularizationHook',
     'ModelCall',
     'RandomStateHook',
+    'StrictLoadingHook',
     'TrajectorySupervisionHook',
 ]

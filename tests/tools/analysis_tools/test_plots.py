@@ -149,7 +149,7 @@ class TestSegmentation:
             tool.main([str(config), *arguments[1:]])
 
     def test_classifier(self, tool, root):
-        with pytest.raises(ValueError, match="default_scope 'mmseg', got 'mmpretrain'"):
+        with pytest.raises(ValueError, match='must be for mmseg, got mmpretrain'):
             tool.main([str(root / CLASSIFIER), 'model.pth'])
 
 
