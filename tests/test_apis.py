@@ -58,6 +58,52 @@ class TestLoadConfig:
         assert cfg.default_scope == 'mmseg'
 
 
+class TestConfigInPython:
+    """The toolboxes' own configs of the new style name classes, and no scope."""
+
+    TEXT = """
+from mmengine.config import read_base
+from mmpretrain.models import GlobalAveragePooling, ImageClassifier, LinearClsHead
+
+from mdeq_mm.models import MDEQ
+
+default_scope = None
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=MDEQ, arch=dict(channels=(8, 16), num_groups=4), out_indices=[1]),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, in_channels=16, num_classes=3),
+)
+"""
+
+    @pytest.mark.parametrize('scope', ['default_scope = None', ''])
+    def test_model(self, tmp_path, scope):
+        text = self.TEXT.replace('default_scope = None', scope)
+        (tmp_path / 'config.py').write_text(text)
+        cfg = apis.load_config(tmp_path / 'config.py')
+        assert apis.toolbox_of(cfg) == 'mmpretrain'
+        model = apis.build_model(cfg)
+        assert type(model) is mmpretrain.models.ImageClassifier
+        torch.save(model.state_dict(), tmp_path / 'model.pth')
+        loaded = apis.load_model(cfg, tmp_path / 'model.pth', device='cpu')
+        assert isinstance(loaded.backbone, MDEQ)
+
+    def test_segmentor(self, tmp_path):
+        (tmp_path / 'config.py').write_text(
+            'from mmseg.models import EncoderDecoder\n'
+            'default_scope = None\n'
+            'model = dict(type=EncoderDecoder)\n'
+        )
+        assert apis.toolbox_of(apis.load_config(tmp_path / 'config.py')) == 'mmseg'
+
+    def test_type_that_is_a_name(self, tmp_path):
+        (tmp_path / 'config.py').write_text(
+            "default_scope = None\nmodel = dict(type='ImageClassifier')\n"
+        )
+        with pytest.raises(ValueError, match='or None if the type of the model is a'):
+            apis.load_config(tmp_path / 'config.py')
+
+
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """A toolbox of one's own, with a registry and a model."""
@@ -156,6 +202,17 @@ class TestLoadModel:
         expected = model.state_dict()
         for key, tensor in loaded.state_dict().items():
             assert torch.equal(tensor, expected[key]), key
+
+    def test_other_weights(self, tmp_path):
+        state = apis.build_model(small()).state_dict()
+        del state['head.fc.bias']
+        torch.save(dict(state_dict=state), tmp_path / 'model.pth')
+        with pytest.raises(ValueError, match='1 missing: head.fc.bias'):
+            apis.load_model(small(), tmp_path / 'model.pth', device='cpu')
+        model = apis.load_model(
+            small(), tmp_path / 'model.pth', device='cpu', allow_partial=True
+        )
+        assert torch.equal(model.head.fc.weight, state['head.fc.weight'])
 
     def test_checkpoint_of_the_unrolled_phase(self, tmp_path):
         model = apis.build_model(small())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Optional
@@ -11,7 +14,7 @@ from typing import Optional
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -125,6 +128,26 @@ def build_runner(cfg: Config) -> Runner:
     """Builds the runner of a config, on several processes also without a GPU."""
     prepare_cpu_processes(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def named_rank() -> Iterator[None]:
+    """Says which process it was that waited for others in vain.
+
+    Torch says that an exchange has timed out, and not who did not take part.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        n_processes = get_world_size()
+        waited = re.search('timed out|connection closed', str(error), re.IGNORECASE)
+        if n_processes == 1 or waited is None:
+            raise
+        raise RuntimeError(
+            f'rank {get_rank()} of {n_processes} has waited in vain for another one. '
+            'Look at the ranks without such a message: one of them has stalled or '
+            'ended. --timeout says how long to wait'
+        ) from error
 
 
 def prepare_cpu_processes(cfg: Config) -> None:

@@ -6,7 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Optional
 
-from launch import add_common_arguments, build_runner, load_runner_config
+from launch import (
+    add_common_arguments,
+    build_runner,
+    load_runner_config,
+    named_rank,
+)
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults
 
@@ -73,7 +78,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             raise ValueError(f'--tta needs tta_model and tta_pipeline in {args.config}')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
-    with safe_loading():
+    with safe_loading(), named_rank():
         runner = build_runner(cfg)
         if not args.allow_partial:
             hook = StrictLoadingHook(

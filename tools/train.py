@@ -12,6 +12,7 @@ from launch import (
     check_start,
     choose_start,
     load_runner_config,
+    named_rank,
 )
 
 from mdeq_mm.checkpoints import safe_loading
@@ -50,7 +51,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}'
             )
         cfg.auto_scale_lr.enable = True
-    with safe_loading():
+    with safe_loading(), named_rank():
         start = choose_start(cfg, args.resume)
         runner = build_runner(cfg)
         if start is not None:

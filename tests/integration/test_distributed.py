@@ -1,6 +1,7 @@
 """Two processes on CPU. All but the launchers are started once and shared."""
 
 import contextlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -114,6 +115,32 @@ def test_resumed_with_two_processes(
     expected, actual = (state_of(folder / 'iter_6.pth') for folder in (whole, resumed))
     for name in expected:
         assert torch.equal(actual[name], expected[name]), name
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'last_checkpoint'])
+def test_resumed_after_a_power_cut(
+    two_processes, config, workplace, tmp_path, state_of, damage
+):
+    """Both take the same whole checkpoint, and one of them writes."""
+    path = config(BASE, text(batch_size=4, iters=9, pretrain_iters=100))
+    work_dir = tmp_path / 'run'
+    arguments = ('train.py', path, '--work-dir', work_dir)
+    two_processes(*arguments, cwd=workplace)
+    expected = state_of(work_dir / 'iter_9.pth')
+    assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'iter_9.pth')
+    torn = work_dir / 'iter_9.pth'
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    if damage == 'last_checkpoint':
+        torn.unlink()
+        (work_dir / 'last_checkpoint').write_text('')
+    two_processes(*arguments, '--resume', cwd=workplace)
+    log = max(work_dir.glob('*/*.log')).read_text()
+    assert f'resuming from {work_dir}/iter_6.pth' in log
+    assert 'resumed epoch: 0, iter: 6' in log
+    actual = state_of(work_dir / 'iter_9.pth')
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+    assert not (work_dir / '.unfinished').exists()
 
 
 ONE_RANK_AT_ONCE = """
@@ -321,3 +348,53 @@ def test_scripts(run_tool, run_process, root, environment, config, workplace, tm
     )
     accuracy = [text.split('accuracy/top1: ')[1].split()[0] for text in (one, two)]
     assert accuracy[0] == accuracy[1]
+
+
+STALLED = """
+import os
+import signal
+from pathlib import Path
+
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module(force=True)
+class Stall(Hook):
+    # One process stands still, as on a machine that swaps or a disk that hangs.
+    def __init__(self, rank):
+        self.rank = rank
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if get_rank() == self.rank:
+            Path('stalled.pid').write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_stalled_rank(root, environment, config, workplace, tmp_path, rank):
+    """The others do not wait for ever, and the launcher ends them all."""
+    (tmp_path / 'stalled.py').write_text(STALLED)
+    path = config(
+        BASE,
+        text(
+            "custom_imports = dict(imports=['stalled', 'mdeq_mm'])\n"
+            f"custom_hooks = [dict(type='Stall', rank={rank})]\n",
+            batch_size=4,
+        ),
+    )
+    command = ['bash', root / 'tools/dist_train.sh', path, 2, '--timeout', 5]
+    (tmp_path / 'data').symlink_to(workplace / 'data')
+    variables = dict(environment, PORT=free_port(), PYTHONPATH=f'{tmp_path}:{root}')
+    with started(
+        [*command, '--work-dir', tmp_path / 'run'], cwd=tmp_path, env=variables
+    ) as process:
+        output = process.communicate(timeout=300)[0]
+    assert process.returncode != 0
+    assert f'rank {1 - rank} of 2 has waited in vain' in output, output[-3000:]
+    assert f'rank {rank} of 2 has' not in output
+    stalled = int((tmp_path / 'stalled.pid').read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(stalled, 0)

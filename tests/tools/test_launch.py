@@ -126,3 +126,35 @@ def test_build_runner(launch, monkeypatch):
         if runner_type is not None:
             cfg['runner_type'] = runner_type
         assert launch.build_runner(Config(cfg))[0] == expected
+
+
+class TestNamedRank:
+    @pytest.mark.parametrize(
+        'message',
+        [
+            '[unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation',
+            '[pair.cc:553] Connection closed by peer [127.0.0.1]:54321',
+            'Watchdog caught collective operation timeout: it timed out',
+        ],
+    )
+    def test_of_two(self, launch, monkeypatch, message):
+        monkeypatch.setattr(launch, 'get_world_size', lambda: 2)
+        monkeypatch.setattr(launch, 'get_rank', lambda: 1)
+        expected = pytest.raises(RuntimeError, match='rank 1 of 2 has waited')
+        with expected as error, launch.named_rank():
+            raise RuntimeError(message)
+        assert str(error.value.__cause__) == message
+
+    @pytest.mark.parametrize(
+        ('n', 'error'),
+        [
+            (1, RuntimeError('Timed out')),
+            (2, RuntimeError('size mismatch')),
+            (2, ValueError('Timed out')),
+        ],
+    )
+    def test_others_as_they_are(self, launch, monkeypatch, n, error):
+        monkeypatch.setattr(launch, 'get_world_size', lambda: n)
+        with pytest.raises(type(error)) as raised, launch.named_rank():
+            raise error
+        assert raised.value is error
