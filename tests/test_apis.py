@@ -62,7 +62,6 @@ class TestConfigInPython:
     """The toolboxes' own configs of the new style name classes, and no scope."""
 
     TEXT = """
-from mmengine.config import read_base
 from mmpretrain.models import GlobalAveragePooling, ImageClassifier, LinearClsHead
 
 from mdeq_mm.models import MDEQ
@@ -70,7 +69,9 @@ from mdeq_mm.models import MDEQ
 default_scope = None
 model = dict(
     type=ImageClassifier,
-    backbone=dict(type=MDEQ, arch=dict(channels=(8, 16), num_groups=4), out_indices=[1]),
+    backbone=dict(
+        type=MDEQ, arch=dict(channels=(8, 16), num_groups=4), out_indices=[1]
+    ),
     neck=dict(type=GlobalAveragePooling),
     head=dict(type=LinearClsHead, in_channels=16, num_classes=3),
 )
