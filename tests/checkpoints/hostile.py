@@ -73,22 +73,22 @@ def in_message_hub(harm):
 PLACES = (lambda harm: harm, lambda harm: [harm], in_meta, in_message_hub)
 
 
-def rewritten(source, target, change=None, **pickled):
-    """Copies an archive, with its pickle or any record changed.
+def rewritten(source, target, change=None, old=b'', new=b''):
+    """Copies an archive with something changed.
 
     Args:
         source (Path): What torch has written.
         target (Path): The copy.
         change (Callable, optional): Gets name and content of each record, returns
             those to write. Defaults to None.
-        **pickled (bytes): Not used by name: ``old`` is replaced by ``new`` in the
-            pickle.
+        old (bytes): What is replaced in the pickle. Defaults to nothing.
+        new (bytes): What it is replaced by. Defaults to nothing.
     """
     with zipfile.ZipFile(source) as read, zipfile.ZipFile(target, 'w') as write:
         for name in read.namelist():
             data = read.read(name)
-            if pickled and name.endswith('data.pkl'):
-                assert pickled['old'] in data
-                data = data.replace(pickled['old'], pickled['new'])
+            if old and name.endswith('data.pkl'):
+                assert old in data
+                data = data.replace(old, new)
             for item in [(name, data)] if change is None else change(name, data):
                 write.writestr(*item)
