@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import mmengine.device.utils
 import mmengine.registry
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset
 import mdeq_mm  # noqa: F401  before mmseg, which needs its stand-in for compiled ops
 from mdeq_mm.models import MDEQ
 
-from . import shortcuts  # noqa: F401
+from . import pretended_accelerator, shortcuts  # noqa: F401
 from .isolation import isolated, load_tool, run_main, started
 from .time_limit import TimeLimit
 
@@ -34,7 +35,23 @@ TIME_LIMIT = 5.0
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--device',
+        default='cuda',
+        help='where the tests marked cuda run: cuda; emu, the pretended accelerator; '
+        'or another device of torch; default: %(default)s',
+    )
+
+
 def pytest_configure(config):
+    if config.getoption('--device') == pretended_accelerator.NAME:
+        # Before the first test, and mmengine must find it as it finds a GPU.
+        try:
+            pretended_accelerator.register()
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from error
+        mmengine.device.utils.DEVICE = pretended_accelerator.NAME
     config.pluginmanager.register(TimeLimit(TIME_LIMIT), 'time_limit')
 
 
@@ -72,6 +89,15 @@ def pytest_runtest_protocol(item):
 def root():
     """Root of the checkout."""
     return ROOT
+
+
+@pytest.fixture(scope='session')
+def device(request):
+    """The accelerator that ``--device`` names; tests that ask for it need it."""
+    name = request.config.getoption('--device')
+    if name == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('needs a GPU')
+    return name
 
 
 @pytest.fixture(scope='session')

@@ -141,7 +141,7 @@ def test_bfloat16_autocast(make_model, regularise, mode, jacobian):
 
 
 def test_overflow_passes_through(make_model):
-    """A scale too large gives infinite gradients and costs no adjoint solve."""
+    """A scale too large gives infinite gradients and costs one product."""
     model = make_model().train()
     passes = []
     model.backbone.equilibrium.register_pass_hook(
