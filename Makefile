@@ -2,6 +2,7 @@
 # make test          the fast tests
 # make test-slow     the others
 # make test-all      both
+# make test-cuda     does it work on this GPU? one report to paste into an issue
 # make test-classic  those that depend on versions, with older ones
 # make lint          style and types
 # make format        put the style right
@@ -15,7 +16,7 @@ CLASSIC := .venv-classic
 LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env env-classic demo test test-slow test-all test-classic lint format
+.PHONY: env env-classic demo test test-slow test-all test-cuda test-classic lint format
 
 env: $(DEFAULT)/.ready
 
@@ -83,6 +84,11 @@ test-slow: env
 
 test-all: env
 	$(DEFAULT)/$(PYTEST) $(PYTEST_ARGS)
+
+# At most nine minutes. REPORT_ARGS is handed to the tool.
+REPORT ?= device_report.md
+test-cuda: env
+	$(DEFAULT)/bin/python tools/misc/device_report.py --out $(REPORT) $(REPORT_ARGS)
 
 CLASSIC_TESTS ?= versions
 test-classic: env-classic

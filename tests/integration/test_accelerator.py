@@ -9,7 +9,13 @@ from ..isolation import started
 
 pytestmark = pytest.mark.slow
 
-PARTS = ['accelerator', 'integration/test_cuda.py']
+PARTS = {
+    'accelerator': 'cuda',
+    'integration/test_cuda.py': 'cuda',
+    # What tools compute, they compute on the accelerator that there is.
+    'tools/analysis_tools': 'not slow',
+    'tools/test_test.py': 'not slow',
+}
 
 
 @pytest.mark.skipif(
@@ -21,7 +27,8 @@ def test_pretended(root, environment, part):
     """In a process of its own: the device stays for as long as a process lives."""
     command = [sys.executable, '-m', 'pytest', '-n0', '-q', '--device', 'emu']
     # torch writes past Python why backward has ended the process.
-    command += ['--capture=sys', '-p', 'no:cacheprovider', '-m', 'cuda']
+    command += ['--capture=sys', '-p', 'no:cacheprovider', '-p', 'no:time_limit']
+    command += ['-m', PARTS[part]]
     with started([*command, f'tests/{part}'], cwd=root, env=environment) as process:
         output = process.communicate(timeout=900)[0]
     print(output[-10000:])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from mmengine.device import get_device
 from mmengine.runner import save_checkpoint
 from torch import rand
 
@@ -97,6 +98,7 @@ class TestSolvers:
         assert report['images'] == [3, 3, 16, 16]
         ((backbone, inputs, n_evals, repeats),) = measured
         assert (n_evals, repeats) == (25, 1)
+        model.to(get_device())
         expected = model.data_preprocessor(dict(inputs=list(images)))['inputs']
         assert torch.equal(inputs, expected)
         with torch.no_grad():
