@@ -52,6 +52,8 @@ def check_archive(path: Union[str, Path]) -> None:
             larger than what the file holds for them.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         raise ValueError(f'{path} is a directory, not a checkpoint file')

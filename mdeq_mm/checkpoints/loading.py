@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 import re
-import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as stock
 from mmengine.utils import digit_version
 
+from .archive import check_archive
 from .restricted import read_archive
 
 _WEIGHTS_ONLY = digit_version(torch.__version__) >= digit_version('2.6')
@@ -88,7 +87,8 @@ def load_from_local(path: Union[str, PathLike[str]], map_location: Any = None) -
     """Loads a file that ``torch.save`` has written, and runs nothing in it.
 
     Beside tensors, numbers, strings and containers of them the file may hold what
-    mmengine puts into its training checkpoints.
+    mmengine puts into its training checkpoints. :func:`check_archive` looks at the file
+    before anything in it is loaded.
 
     Args:
         path (str or Path): The file.
@@ -100,22 +100,10 @@ def load_from_local(path: Union[str, PathLike[str]], map_location: Any = None) -
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no file that can be loaded, or would run code.
+        ValueError: If :func:`check_archive` refuses it, or if it would run code.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f'there is no checkpoint {path}')
-    if not path.is_file():
-        raise ValueError(f'a checkpoint must be a regular file, {path} is not')
-    if path.stat().st_size == 0:
-        raise ValueError(f'the checkpoint {path} is empty')
-    # Before 2.6 torch runs the code in these two kinds of archives whatever
-    # weights_only says. The name of a record stands in an archive uncompressed.
-    if tarfile.is_tarfile(path) or _contains(path, b'constants.pkl'):
-        raise ValueError(
-            f'{path} is refused and nothing in it was run: it is a tar or a '
-            'TorchScript archive, not what torch.save writes'
-        )
+    check_archive(path)
     try:
         return _load(path, 'cpu' if map_location is None else map_location)
     except MemoryError:
@@ -139,13 +127,6 @@ def _load(path: Path, map_location: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def _contains(path: Path, text: bytes) -> bool:
-    with path.open('rb') as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with content:
-        return content.find(text) >= 0
 
 
 def _refused_name(message: str) -> Optional[str]:

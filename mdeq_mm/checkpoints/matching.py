@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from mmengine.utils import is_seq_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .messages import shorten
+
 # Heads that toolboxes use for a loss alone: without them a model predicts the same.
 TRAINING_PARTS = ('auxiliary_head.',)
-_SHOWN = 8
-_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Mismatch:
             missing=self.missing, unexpected=self.unexpected, misshapen=self.misshapen
         )
         return '\n'.join(
-            f'{len(keys)} {kind}: {shorten(keys)}'
+            # What torch says of two shapes is long.
+            f'{len(keys)} {kind}: {shorten(keys, shown=8, length=300)}'
             for kind, keys in lists.items()
             if keys
         )
@@ -148,12 +149,3 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def is_sharded(model: nn.Module) -> bool:
     """Whether a wrapper has taken parameters apart, so that keys say nothing."""
     return any(is_model_wrapper(module) for module in _unwrapped(model).modules())
-
-
-def shorten(names: Iterable[str]) -> str:
-    """Joins names of a file for a message: the first few, printable, none long."""
-    names = list(names)
-    shown = [name.encode('unicode_escape').decode() for name in names[:_SHOWN]]
-    shown = [name if len(name) <= _LENGTH else f'{name[:_LENGTH]}...' for name in shown]
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return ', '.join(shown) + more

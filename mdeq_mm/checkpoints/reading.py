@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
-from .archive import check_archive
+from .loading import load_from_local
 from .messages import quote, shorten
 
 # DataParallel, and the wrapper that holds segmentor and loss.
@@ -54,7 +53,7 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
     The file holds a state dict or a training checkpoint, in one of the two formats of
     ``torch.save``. The model is a classifier, or the wrapper of segmentor and loss,
     with or without DataParallel. Both releases, of 2020 and 2021, are read. The file is
-    checked by :func:`check_archive` before anything in it is loaded.
+    loaded by :func:`load_from_local`.
 
     Args:
         path (str or Path): The file.
@@ -69,12 +68,11 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
             float32.
     """
     path = Path(path)
-    check_archive(path)
+    content = load_from_local(path)
     with path.open('rb') as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    content = _load(path)
     if isinstance(content, Mapping) and isinstance(content.get('state_dict'), Mapping):
         content = content['state_dict']
     state_dict, dropped = _unwrap(_check(path, content), path)
@@ -84,25 +82,6 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
         release='2020' if any(prefix in dropped for prefix in _COPIES) else '2021',
         dropped=dropped,
     )
-
-
-def _load(path: Path) -> Any:
-    """Loads a file with ``weights_only=True``."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # any, because the file can be anything
-        refused = re.search(r'(?:GLOBAL|class) ([\w.]+\.\w+)', str(error))
-        if refused:
-            raise ValueError(
-                f'{path} is refused and nothing in it was run: besides tensors, '
-                f'numbers, strings and containers of them it asks for {refused[1]}'
-            ) from error
-        raise ValueError(
-            f'{path} is truncated, or is not what torch.save writes; '
-            'nothing in it was run'
-        ) from error
 
 
 def _check(path: Path, content: Any) -> Mapping[str, Tensor]:

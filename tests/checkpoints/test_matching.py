@@ -122,7 +122,7 @@ class TestOtherWeights:
             ),
             pytest.param(
                 {f'{i}\x1b[31m\n' + 'x' * 999: 1 for i in range(50)},
-                ['50 unexpected: 0\\x1b[31m\\nxxx', '... and 42 more'],
+                ['50 unexpected: 0\\x1b[31m\\nxxx', '… and 42 more'],
             ),
         ],
     )

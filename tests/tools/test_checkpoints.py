@@ -99,7 +99,7 @@ class TestWrongWeights:
             run(None)
         torch.save(state_dicts['own'], scenes / 'model.pth')
         data = (scenes / 'model.pth').read_bytes()
-        for length, message in ((0, 'is empty'), (len(data) // 2, 'is truncated')):
+        for length, message in ((0, 'it is empty'), (len(data) // 2, 'is truncated')):
             (scenes / 'model.pth').write_bytes(data[:length])
             with pytest.raises(ValueError, match=f'model.pth {message}'):
                 run(None)
