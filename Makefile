@@ -4,11 +4,14 @@
 # make test-all      both
 # make test-cuda     does it work on this GPU? one report to paste into an issue
 # make test-classic  those that depend on versions, with older ones
+# make coverage      how many lines of the package the tests ran with COVERAGE=1
 # make lint          style and types
 # make format        put the style right
 #
 # Each sets up the environment it needs. PYTEST_ARGS is handed to pytest:
 #     make test PYTEST_ARGS='-k broyden'
+# COVERAGE=1 adds the lines that a set of tests runs to .coverage:
+#     make test-all coverage COVERAGE=1
 
 PYTHON ?= python3.11
 DEFAULT := .venv
@@ -16,7 +19,7 @@ CLASSIC := .venv-classic
 LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env env-classic demo test test-slow test-all test-cuda test-classic lint format
+.PHONY: env env-classic demo test test-slow test-all test-cuda test-classic lint format coverage
 
 env: $(DEFAULT)/.ready
 
@@ -74,6 +77,10 @@ demo: env
 # A file stays in one process, so that its fixtures are made once.
 WORKERS ?= 2
 PYTEST := bin/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+# What several sets of tests ran is joined, so that none runs twice.
+ifdef COVERAGE
+PYTEST += --cov --cov-append --cov-report=
+endif
 test test-slow test-all test-classic: export OMP_NUM_THREADS := 1
 
 test: env
@@ -89,6 +96,10 @@ test-all: env
 REPORT ?= device_report.md
 test-cuda: env
 	$(DEFAULT)/bin/python tools/misc/device_report.py --out $(REPORT) $(REPORT_ARGS)
+
+COVERAGE_LEAST := 95
+coverage: env
+	$(DEFAULT)/bin/python -m coverage report --fail-under=$(COVERAGE_LEAST)
 
 CLASSIC_TESTS ?= versions
 test-classic: env-classic
