@@ -5,6 +5,7 @@
 # make test-cuda     does it work on this GPU? one report to paste into an issue
 # make test-classic  those that depend on versions, with older ones
 # make coverage      how many lines of the package the tests ran with COVERAGE=1
+# make mutation      whether the tests find faults that are put in on purpose
 # make lint          style and types
 # make format        put the style right
 #
@@ -19,7 +20,7 @@ CLASSIC := .venv-classic
 LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env env-classic demo test test-slow test-all test-cuda test-classic lint format coverage
+.PHONY: env env-classic demo test test-slow test-all test-cuda test-classic lint format coverage mutation
 
 env: $(DEFAULT)/.ready
 
@@ -100,6 +101,11 @@ test-cuda: env
 COVERAGE_LEAST := 95
 coverage: env
 	$(DEFAULT)/bin/python -m coverage report --fail-under=$(COVERAGE_LEAST)
+
+# MUTATION_ARGS='--only Broyden' puts in some faults alone.
+mutation: env
+	$(DEFAULT)/bin/python tests/mutation/run.py --jobs $(WORKERS) \
+		--out work_dirs/mutation.md $(MUTATION_ARGS)
 
 CLASSIC_TESTS ?= versions
 test-classic: env-classic

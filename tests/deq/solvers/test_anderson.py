@@ -41,6 +41,32 @@ class TestAndersonSolver:
             gradient, gradient[:, :1].expand_as(gradient), rtol=1e-6, atol=0
         )
 
+    def test_iterates_are_those_of_the_definition(self):
+        """Also after the newest residuals have taken the places of the oldest."""
+        window, ridge, mixing, n_evals = 3, 1e-3, 0.8, 9
+        matrix = torch.randn(6, 6, dtype=torch.float64) / 4
+        shift = torch.randn(2, 6, dtype=torch.float64)
+
+        def f(z):
+            return torch.tanh(z @ matrix.T) + shift
+
+        solver = AndersonSolver(n_evals, 0.0, window=window, ridge=ridge, mixing=mixing)
+        numbers = range(1, n_evals + 1)
+        solution = solver.solve(f, torch.zeros_like(shift), keep=numbers)
+
+        visited, residuals = [torch.zeros_like(shift)], []
+        while len(visited) < n_evals:
+            residuals.append(f(visited[-1]) - visited[-1])
+            g = torch.stack(residuals[-window:], 1)
+            mixed = torch.stack(visited[-window:], 1) + mixing * g
+            gram = g @ g.mT
+            gram.diagonal(dim1=1, dim2=2).mul_(1 + ridge)
+            alpha = torch.linalg.solve(gram, torch.ones_like(gram[:, 0]))
+            alpha = alpha / alpha.sum(1, keepdim=True)
+            visited.append((alpha.unsqueeze(1) @ mixed).squeeze(1))
+        for number in numbers:
+            torch.testing.assert_close(solution.iterates[number], visited[number - 1])
+
     def test_singular_system_falls_back_to_the_plain_step(self):
         gram = torch.ones(2, 3, 3, dtype=torch.float64)
         gram[1] = torch.eye(3)

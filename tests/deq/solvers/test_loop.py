@@ -91,6 +91,16 @@ class TestStopping:
         Halfway(max_evals=3).solve(contraction(), zeros())
         assert not [w for w in recwarn if w.category is RuntimeWarning]
 
+    @pytest.mark.parametrize('stop_mode', ['abs', 'rel'])
+    @pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
+    def test_breakdown_is_seen_at_once(self, bad, stop_mode):
+        spy = Spy(contraction(), breaks={5: [2]}, bad=bad)
+        solution = Halfway(max_evals=4, tol=0.0, stop_mode=stop_mode).solve(
+            spy, zeros()
+        )
+        assert solution.status[5] == SolveStatus.BROKEN_DOWN
+        assert solution.n_evals.tolist() == [4] * 5 + [2] + [4] * 2
+
     def test_empty_batch(self):
         solution = Halfway().solve(lambda z: z, torch.zeros(0, 3))
         assert solution.state.shape == (0, 3)
