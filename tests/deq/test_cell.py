@@ -181,6 +181,18 @@ class TestEveryCell:
         for a, e in zip(torch.autograd.grad(inside, leaves), expected):
             assert torch.equal(a, e)
 
+    def test_inside_of_another_frozen_cell(self, cell, apply):
+        """Activation checkpointing finds what the inner one holds."""
+        other, frozen = copy.deepcopy(cell).freeze(maps()), cell.freeze(maps())
+        with frozen:
+            alone = apply().square().sum()
+        with other, frozen:
+            inside = apply().square().sum()
+        leaves = list(cell.parameters())
+        expected = torch.autograd.grad(alone, leaves, retain_graph=True)
+        for a, e in zip(torch.autograd.grad(inside, leaves), expected):
+            assert torch.equal(a, e)
+
     def test_first_use_under_no_grad_keeps_the_gradient(self, cell, apply):
         """The order of a solve: many evaluations without a graph, then one with."""
         with cell.freeze(maps()):

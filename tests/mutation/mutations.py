@@ -489,7 +489,7 @@ MUTATIONS = (
         'torch.clear_autocast_cache()',
         'pass',
         ('tests/deq/test_layer.py',),
-        below_torch='2.4',
+        below_torch='2.2',
     ),
     Mutation(
         'solve is not frozen',
@@ -713,11 +713,20 @@ MUTATIONS = (
         ),
     ),
     Mutation(
-        'injection is added behind the norm',
-        'fusion',
+        'injection is dropped as well',
+        'dropout',
         'mdeq_mm/models/cells/blocks.py',
-        'self.act(self.norm2(h) + z)',
-        'self.act(self.norm2(h) + z) + 0.0 * z.mean() + 1e-2 * z',
+        (
+            '        h = self.dropout(self.conv2(h))\n'
+            '        if injection is not None:\n'
+            '            h = h + injection\n'
+        ),
+        (
+            '        h = self.conv2(h)\n'
+            '        if injection is not None:\n'
+            '            h = h + injection\n'
+            '        h = self.dropout(h)\n'
+        ),
         (
             'tests/models/cells/test_blocks.py',
             'tests/models/cells/test_multiscale.py',
@@ -1169,14 +1178,6 @@ MUTATIONS = (
         'mdeq_mm/compat/allow_list.py',
         'and state[2:] == plain',
         'and len(plain)',
-        ('tests/compat/test_allow_list.py',),
-    ),
-    Mutation(
-        'arrays with too many bytes',
-        'reading',
-        'mdeq_mm/compat/allow_list.py',
-        'if len(data) != n_bytes:',
-        'if len(data) < n_bytes:',
         ('tests/compat/test_allow_list.py',),
     ),
     Mutation(

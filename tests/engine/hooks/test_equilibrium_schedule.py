@@ -191,6 +191,14 @@ class TestCheckpoints:
         other.load_checkpoint(path)
         assert layer.mode == modes[expected]
 
+    def test_a_frozen_layer_keeps_its_own(self, make_runner, tmp_path, hook):
+        make_runner([hook], length=4).train()
+        model = dict(type='Classifier', dropout=0.2, frozen_stages=1)
+        other = make_runner([hook], model=model)
+        other.load_checkpoint(str(tmp_path / 'work_dir' / 'iter_4.pth'))
+        layer = other.model.backbone.equilibrium
+        assert layer.mode == layer.configured
+
     def test_best_checkpoint_at_the_beginning_of_a_phase(
         self, make_runner, tmp_path, hook
     ):

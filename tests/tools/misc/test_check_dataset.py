@@ -169,6 +169,10 @@ def other_size(root):
     save(root / 'data/ann/train/1.png', np.ones((12, 14), dtype=np.uint8))
 
 
+def transposed(root):
+    save(root / 'data/ann/train/1.png', np.ones((WIDTH, HEIGHT), dtype=np.uint8))
+
+
 def colours(root):
     save(root / 'data/ann/train/1.png', np.full((HEIGHT, WIDTH, 3), 1, dtype=np.uint8))
 
@@ -196,6 +200,7 @@ class TestSegmentation:
                 '2 pixels outside of the 3 classes, with the values 3, 77',
             ),
             (other_size, f'mask of 12x14, image of {HEIGHT}x{WIDTH}'),
+            (transposed, f'mask of {WIDTH}x{HEIGHT}, image of {HEIGHT}x{WIDTH}'),
             (colours, f'mask of shape ({HEIGHT}, {WIDTH}, 3), must have one channel'),
             (sixteen_bits, 'mask of mode I'),
         ],
