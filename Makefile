@@ -6,6 +6,7 @@
 # make test-classic  those that depend on versions, with older ones
 # make coverage      how many lines of the package the tests ran with COVERAGE=1
 # make mutation      whether the tests find faults that are put in on purpose
+# make soak          kills, long runs and many threads (up to 25 minutes)
 # make lint          style and types
 # make format        put the style right
 #
@@ -20,7 +21,8 @@ CLASSIC := .venv-classic
 LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env env-classic demo test test-slow test-all test-cuda test-classic lint format coverage mutation
+.PHONY: env env-classic demo test test-slow test-all test-cuda test-classic coverage mutation \
+	soak lint format
 
 env: $(DEFAULT)/.ready
 
@@ -106,6 +108,10 @@ coverage: env
 mutation: env
 	$(DEFAULT)/bin/python tests/mutation/run.py --jobs $(WORKERS) \
 		--out work_dirs/mutation.md $(MUTATION_ARGS)
+
+# SOAK_ARGS='--form short' does a little of everything.
+soak: env
+	$(DEFAULT)/bin/python tests/soak/run.py --out work_dirs/soak.md $(SOAK_ARGS)
 
 CLASSIC_TESTS ?= versions
 test-classic: env-classic
