@@ -47,7 +47,9 @@ def test_their_tests_exist(root):
     for mutation in MUTATIONS:
         assert mutation.tests
         for test in mutation.tests:
-            assert (root / test).is_file(), f'{mutation.name}: {test}'
+            file, _, name = test.partition('::')
+            assert (root / file).is_file(), f'{mutation.name}: {test}'
+            assert f'class {name}' in (root / file).read_text() or not name
 
 
 class TestPuttingIn:

@@ -31,6 +31,8 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 BASE = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 N_ITERS, INTERVAL = 10, 2
+# Folder in the work directory, in which a save writes before it gives names.
+UNFINISHED = '.unfinished'
 LAST = f'iter_{N_ITERS}.pth'
 # Dropout and random augmentation on. Most of the iterations are at the equilibrium.
 CONFIG = f"""
@@ -172,20 +174,11 @@ def _train(folder: Path, log: Path, variables: dict, arguments: list[str]) -> No
     load_tool('train.py').main(arguments)
 
 
-def files_of(work_dir: Path) -> set[tuple[str, int]]:
-    """Returns names and sizes of what the saves of a training write."""
-    found = set()
-    for path in (*work_dir.glob('*.pth*'), *work_dir.glob('.*/*')):
-        with contextlib.suppress(FileNotFoundError):
-            found.add((str(path.relative_to(work_dir)), path.stat().st_size))
-    return found
-
-
 def wait_for_save(training: Training, iteration: int) -> None:
     """Waits until the checkpoint of an iteration begins to be written."""
-    name = f'iter_{iteration}.pth'
+    folders = (training.work_dir, training.work_dir / UNFINISHED)
     while training.runs:
-        if any(name in file for file, _ in files_of(training.work_dir)):
+        if any((folder / f'iter_{iteration}.pth').exists() for folder in folders):
             return
         time.sleep(0.0005)
 
@@ -212,7 +205,9 @@ class Checkpoints:
         last = work_dir / 'last_checkpoint'
         named = last.read_text() if last.exists() else ''
         expected = f'iter_{newest}.pth' if newest else ''
-        unfinished = Path(named).name != expected or any(work_dir.glob('.*/*'))
+        unfinished = Path(named).name != expected or any(
+            work_dir.glob(f'{UNFINISHED}/*')
+        )
         return cls(newest, torn, bool(torn) or unfinished)
 
 
