@@ -68,7 +68,7 @@ class TestGrowth:
 
     def test_memory(self):
         kept = []
-        _, faults = growth.grows(lambda number: kept.append(bytearray(8 << 20)), 12)
+        _, faults = growth.grows(lambda number: kept.append(bytearray(16 << 20)), 12)
         assert len(faults) == 1
         assert faults[0].startswith('kib grew by')
 
