@@ -101,7 +101,7 @@ class TestWrongWeights:
         data = (scenes / 'model.pth').read_bytes()
         for length, message in ((0, 'it is empty'), (len(data) // 2, 'is truncated')):
             (scenes / 'model.pth').write_bytes(data[:length])
-            with pytest.raises(ValueError, match=f'model.pth {message}'):
+            with pytest.raises(ValueError, match=f'model.pth .*{message}'):
                 run(None)
 
     @pytest.mark.parametrize('save', hostile.FORMATS)
