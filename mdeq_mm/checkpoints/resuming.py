@@ -14,6 +14,10 @@ _NUMBERED = re.compile(r'(?P<kind>.*?)(?P<number>\d+)')
 _NEEDED = ('state_dict', 'meta', 'message_hub', 'optimizer')
 
 
+class IncompleteError(ValueError):
+    """A checkpoint is whole, but holds too little to resume from."""
+
+
 class Position(NamedTuple):
     """How far a training is.
 
@@ -63,6 +67,10 @@ def find_newest(folders: Iterable[Union[str, Path]]) -> Newest:
 
     Returns:
         Newest: What was found.
+
+    Raises:
+        ValueError: If there are whole checkpoints, but none that can be resumed from. A
+            training that starts anew would overwrite them.
     """
     kinds: dict[str, list[tuple[int, Path]]] = {}
     skipped: dict[Path, str] = {}
@@ -72,6 +80,7 @@ def find_newest(folders: Iterable[Union[str, Path]]) -> Newest:
             number = int(name['number'])
             kinds.setdefault(name['kind'], []).append((number, path))
     whole: list[tuple[Position, Path]] = []
+    incomplete: list[IncompleteError] = []
     for numbered in kinds.values():
         for _, path in sorted(numbered, reverse=True):
             try:
@@ -79,6 +88,10 @@ def find_newest(folders: Iterable[Union[str, Path]]) -> Newest:
                 break
             except (OSError, ValueError) as error:
                 skipped[path] = str(error)
+                if isinstance(error, IncompleteError):
+                    incomplete.append(error)
+    if incomplete and not whole:
+        raise incomplete[0]
     if not whole:
         return Newest(None, None, skipped)
     position, path = max(whole)
@@ -111,7 +124,7 @@ def check_training_checkpoint(name: Union[str, Path]) -> Position:
         counts = [key for key in ('iter', 'epoch') if type(meta.get(key)) is not int]
         lacking = [f'meta.{key}' for key in counts]
     if lacking:
-        raise ValueError(
+        raise IncompleteError(
             f'{name} is no checkpoint to resume from, it lacks {", ".join(lacking)}; '
             'to start from its weights, set load_from to it instead'
         )

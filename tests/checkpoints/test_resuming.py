@@ -100,7 +100,7 @@ class TestNewest:
         assert f'skipped {folder}/iter_12.pth: {why}' in text
         assert not (folder / 'harm').exists()
 
-    @pytest.mark.parametrize('damage', DAMAGES)
+    @pytest.mark.parametrize('damage', [d for d in DAMAGES if d is not weights_only])
     def test_all_damaged(self, folder, damage):
         save(folder, 4, 8)
         for path in folder.glob('*.pth'):
@@ -110,6 +110,15 @@ class TestNewest:
         assert str(newest).startswith(
             'no whole checkpoint found: starting anew\nskipped'
         )
+
+    def test_weights_alone_are_not_overwritten(self, folder):
+        """As a run with save_optimizer=False leaves them."""
+        save(folder, 10)
+        weights_only(folder / 'iter_20.pth')
+        assert find_newest([folder]).path == str(folder / 'iter_10.pth')
+        truncated(folder / 'iter_10.pth')
+        with pytest.raises(ValueError, match=r'iter_20\.pth .* lacks .*load_from'):
+            find_newest([folder])
 
     def test_nothing_there(self, folder):
         for path in (folder, folder / 'absent'):
