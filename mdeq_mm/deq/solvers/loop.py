@@ -135,13 +135,21 @@ def norms(x: Tensor) -> Tensor:
     Squares of huge and of tiny numbers are out of the range of float32. A norm is
     infinite or NaN only if ``x`` is, and zero only if ``x`` is.
     """
-    if x.device.type == 'cpu' or x.dtype == torch.float64:
-        norm = torch.linalg.vector_norm(x, dim=1)
-        # Squares in float64 take several times as long there.
-        if x.dtype == torch.float64 or all(
-            _LEAST < value < _MOST for value in norm.tolist()
-        ):
-            return norm
+    if x.dtype == torch.float64:
+        return torch.linalg.vector_norm(x, dim=1)
+    if x.device.type != 'cpu':
+        return _wide_norms(x)
+    norm = torch.linalg.vector_norm(x, dim=1)
+    # Squares in float64 take several times as long there.
+    in_range = (norm > _LEAST) & (norm < _MOST)
+    if in_range.all():
+        return norm
+    # The others are measured as they would be by themselves.
+    return torch.where(in_range, norm, _wide_norms(x))
+
+
+def _wide_norms(x: Tensor) -> Tensor:
+    """Returns the norms of the samples of ``x``, with squares in float64."""
     norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     # A norm can be larger than the largest number of float32.
     most = torch.finfo(x.dtype).max

@@ -14,7 +14,7 @@ from .solution import Solution, SolveStatus
 
 def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Returns the samples of ``new`` where the mask ``(B,)`` holds, else of ``old``."""
-    if mask.device.type == 'cpu':
+    if mask.device.type == 'cpu' and len(mask) > 0:
         # Whole samples are copied, several times faster there than by torch.where.
         return torch.stack([n if m else o for m, n, o in zip(mask.tolist(), new, old)])
     return torch.where(mask.unsqueeze(1), new, old)

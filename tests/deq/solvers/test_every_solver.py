@@ -238,6 +238,22 @@ class TestEvaluations:
 
 
 class TestSamplesAreOnTheirOwn:
+    @pytest.mark.parametrize('compaction', [False, True])
+    @pytest.mark.parametrize('interval', [None, 1, 2, 3])
+    def test_no_samples(self, make, interval, compaction):
+        """An empty batch has an empty solution, however rarely anybody looks."""
+        rows = slice(0, 0)
+        spy = Spy(contraction())
+        solution = make(max_evals=9, check_interval=interval).solve(
+            spy.restricted(rows),
+            zeros()[rows],
+            restrict=spy.restricted if compaction else None,
+        )
+        assert solution.state.shape == (0, SIZE)
+        assert solution.status.shape == solution.n_evals.shape == (0,)
+        assert solution.trace.shape == (interval or 1, 0)
+        assert spy.n_calls == (interval or 1)
+
     def test_batch_independence(self, make):
         f = contraction()
         solver = make(max_evals=1000, tol=1e-8)

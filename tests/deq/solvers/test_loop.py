@@ -143,6 +143,15 @@ class TestRange:
         torch.testing.assert_close(norms(x), expected, rtol=1e-6, atol=0)
         assert norms(x).dtype == torch.float32
 
+    @pytest.mark.parametrize('other', [torch.nan, torch.inf, 0.0, 1e-30, 1e30])
+    def test_norm_does_not_depend_on_batch_mates(self, other):
+        # In float32 and in float64 the last bit is not the same for all of these.
+        x = torch.rand(50, 21)
+        expected = norms(x)
+        x[25] = other
+        assert torch.equal(norms(x)[:25], expected[:25])
+        assert torch.equal(norms(x)[26:], expected[26:])
+
     def test_norm_that_is_no_float32(self):
         x = torch.full((1, 100), torch.finfo(torch.float32).max)
         assert norms(x) == torch.finfo(torch.float32).max
@@ -384,3 +393,8 @@ def test_choice_lets_nothing_through(bad):
     new, old = torch.full((3, 4), bad), torch.full((3, 4), bad)
     new[mask], old[~mask] = 1.0, 2.0
     assert choose(mask, new, old).tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]
+
+
+def test_choice_among_no_samples():
+    mask = torch.zeros(0, dtype=torch.bool)
+    assert choose(mask, torch.ones(0, 4), torch.ones(0, 4)).shape == (0, 4)
