@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
+
+# What hypothesis notes of the source goes with the process, and not into the checkout.
+_NOTES = tempfile.TemporaryDirectory(prefix='hypothesis-')
+set_hypothesis_home_dir(_NOTES.name)
 
 # Powers of two, by which numbers are multiplied without rounding: 1e-30 to 1e30.
 SCALES = st.integers(-99, 99).map(lambda exponent: 2.0**exponent)
