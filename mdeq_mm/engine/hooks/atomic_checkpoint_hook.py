@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -81,7 +83,7 @@ class AtomicCheckpointHook(CheckpointHook):
             raise
         finally:
             view.clean()
-        self.file_backend.remove_now()
+        self.file_backend.remove_now(view.published)
 
 
 class _RunnerView:
@@ -96,6 +98,7 @@ class _RunnerView:
         self._runner = runner
         self._name = name
         self._folders: set[Path] = set()
+        self.published: set[Path] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
@@ -113,7 +116,9 @@ class _RunnerView:
         self._runner.save_checkpoint(str(folder), filename, *args, **kwargs)
         if not isinstance(self._runner, Runner):
             barrier()  # with some strategies each process writes a part
-        _publish(folder / filename, Path(out_dir, filename))
+        final = Path(out_dir, filename)
+        _publish(folder / filename, final)
+        self.published.add(_place(final))
 
     def name_last(self) -> None:
         """Lets ``last_checkpoint`` name what was saved."""
@@ -139,32 +144,47 @@ class _RemovesLater(LocalBackend):
 
     def __init__(self) -> None:
         super().__init__()
-        self._removals: list[Callable[[], None]] = []
+        self._removals: list[tuple[Path, Callable[[], None]]] = []
 
     def remove(self, filepath: Any) -> None:
         """Remembers a file to be removed."""
-        self._removals.append(lambda: super(_RemovesLater, self).remove(filepath))
+        self._later(filepath, super().remove)
 
     def rmtree(self, dir_path: Any) -> None:
         """Remembers a folder to be removed."""
-        self._removals.append(lambda: super(_RemovesLater, self).rmtree(dir_path))
+        self._later(dir_path, super().rmtree)
 
     def forget(self) -> None:
         """Keeps what was to be removed."""
         self._removals = []
 
-    def remove_now(self) -> None:
-        """Removes what is remembered."""
+    def remove_now(self, replaced: Collection[Path]) -> None:
+        """Removes what is remembered.
+
+        Args:
+            replaced (Collection[Path]): Files that have been written anew since, under
+                the same name. They stay.
+        """
         removals, self._removals = self._removals, []
-        for removal in removals:
-            with suppress(FileNotFoundError):
-                removal()
+        for path, removal in removals:
+            if path not in replaced:
+                with suppress(FileNotFoundError):
+                    removal()
+
+    def _later(self, path: Any, remove: Callable[[Any], None]) -> None:
+        self._removals.append((_place(path), partial(remove, path)))
+
+
+def _place(path: Any) -> Path:
+    """Returns where a name stands, however its folder is written."""
+    return Path(path).parent.resolve() / Path(path).name
 
 
 def _publish(unfinished: Path, final: Path) -> None:
     """Gives a file or a folder of files its name once it is on the disk."""
     if not is_main_process() or not unfinished.exists():
         return
+    final.parent.mkdir(parents=True, exist_ok=True)  # a name may hold a folder
     parts = [unfinished]
     if unfinished.is_dir():
         parts = [*unfinished.rglob('*'), unfinished]

@@ -33,6 +33,14 @@ class Falling(BaseMetric):
         return dict(mean=self.value)
 
 
+@METRICS.register_module(force=True)
+class Rising(Falling):
+    """Is higher in every validation."""
+
+    def compute_metrics(self, results):
+        return dict(mean=-super().compute_metrics(results)['mean'])
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """Lets the disk be full in the middle of the n-th checkpoint and from then on."""
@@ -109,6 +117,35 @@ class TestWhatIsSaved:
         assert len(found) == 4
         assert last(runner.work_dir) == ('epoch_3.pth' if by_epoch else 'iter_6.pth')
         whole(runner.work_dir)
+
+    @pytest.mark.parametrize('settings', [{}, dict(out_dir='relative')])
+    def test_the_same_name_again(self, make_runner, tmp_path, monkeypatch, settings):
+        """What is written anew is not removed as an old one."""
+        monkeypatch.chdir(tmp_path)
+        checkpoint = dict(
+            ATOMIC,
+            filename_tmpl='latest.pth',
+            max_keep_ckpts=1,
+            save_best='mean',
+            rule='greater',
+            **settings,
+        )
+        runner = make_runner(
+            [], length=6, checkpoint=checkpoint, val_evaluator=dict(type='Rising')
+        )
+        runner.train()
+        folder = Path('relative/work_dir' if settings else 'work_dir')
+        assert whole(folder) == ['best_mean_latest.pth', 'latest.pth']
+        for name in ('best_mean_latest.pth', 'latest.pth'):
+            assert load_from_local(folder / name)['meta']['iter'] == 6
+
+    def test_folder_in_the_name(self, make_runner):
+        checkpoint = dict(ATOMIC, filename_tmpl='sub/iter_{}.pth', max_keep_ckpts=1)
+        runner = make_runner([], length=2, checkpoint=checkpoint)
+        runner.train()
+        assert files(runner.work_dir) == {'last_checkpoint', 'sub'}
+        assert whole(Path(runner.work_dir, 'sub')) == ['iter_2.pth']
+        assert last(runner.work_dir) == 'iter_2.pth'
 
     def test_other_folder(self, make_runner, tmp_path):
         checkpoint = dict(ATOMIC, out_dir=str(tmp_path / 'out'))
