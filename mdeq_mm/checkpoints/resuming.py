@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
@@ -59,8 +59,9 @@ def find_newest(folders: Iterable[Union[str, Path]]) -> Newest:
     from the highest number down, until one is whole. Where there are several kinds of
     names, as of iterations and of epochs, that of most iterations is taken.
 
-    What ``last_checkpoint`` names is looked at, too, if it has such a name and no
-    folder holds a file of that name: it may be elsewhere, and it may be gone.
+    What ``last_checkpoint`` names is looked at, too, whatever its name. A file of that
+    name in one of the folders goes before the one that is named, which may be
+    elsewhere, and may be gone.
 
     Args:
         folders (Iterable[str or Path]): Where to look, such as the work directory.
@@ -74,11 +75,13 @@ def find_newest(folders: Iterable[Union[str, Path]]) -> Newest:
     """
     kinds: dict[str, list[tuple[int, Path]]] = {}
     skipped: dict[Path, str] = {}
-    for path in _candidates([Path(folder) for folder in folders], skipped):
+    for path, is_last in _candidates([Path(folder) for folder in folders], skipped):
         name = _NUMBERED.fullmatch(path.stem)
         if name is not None and not name['kind'].startswith('best_'):
             number = int(name['number'])
             kinds.setdefault(name['kind'], []).append((number, path))
+        elif is_last:
+            kinds.setdefault(path.name, []).append((0, path))
     whole: list[tuple[Position, Path]] = []
     incomplete: list[IncompleteError] = []
     for numbered in kinds.values():
@@ -131,10 +134,13 @@ def check_training_checkpoint(name: Union[str, Path]) -> Position:
     return Position(meta['iter'], meta['epoch'])
 
 
-def _candidates(folders: list[Path], skipped: dict[Path, str]) -> list[Path]:
-    """Returns the checkpoints of the folders, and what last_checkpoint names."""
+def _candidates(
+    folders: list[Path], skipped: dict[Path, str]
+) -> Iterator[tuple[Path, bool]]:
+    """Yields the checkpoints of the folders, and whether last_checkpoint names them."""
     found = [path for folder in folders for path in sorted(folder.glob('*.pth'))]
     names = {path.name for path in found}
+    named = set()
     for folder in folders:
         last = folder / 'last_checkpoint'
         if not last.is_file():
@@ -142,10 +148,12 @@ def _candidates(folders: list[Path], skipped: dict[Path, str]) -> list[Path]:
         text = last.read_text(errors='replace').strip('\0 \n')
         if not text:
             skipped[last] = 'it is empty'
-        elif Path(text).name in names:
             continue
-        elif Path(text).exists():
-            found.append(Path(text))
-        else:
-            skipped[last] = f'it names {text}, which does not exist'
-    return found
+        named.add(Path(text).name)
+        if Path(text).name not in names:
+            if Path(text).exists():
+                found.append(Path(text))
+            else:
+                skipped[last] = f'it names {text}, which does not exist'
+    for path in found:
+        yield path, path.name in named

@@ -71,6 +71,18 @@ DAMAGES = [truncated, empty, zeros, weights_only, unreadable, hostile_file]
 
 
 class TestNewest:
+    @pytest.mark.parametrize('name', ['latest.pth', 'latest.pt', 'sub/latest.pth'])
+    def test_a_name_without_a_number(self, folder, name):
+        """As filename_tmpl may make them: last_checkpoint alone tells which it is."""
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        torch.save(training(4), path)
+        torch.save(training(9), folder / 'other.pth')
+        name_last(folder, path)
+        assert find_newest([folder]).path == str(path)
+        save(folder, 8)
+        assert find_newest([folder]).path == str(folder / 'iter_8.pth')
+
     @pytest.mark.parametrize(
         'last',
         [None, '', '\0\0\0', '{}/iter_4.pth', '{}/iter_12.pth', '/gone/iter_8.pth'],
