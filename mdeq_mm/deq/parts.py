@@ -149,6 +149,14 @@ def assignable_weights(module: nn.Module) -> Iterator[None]:
     for owner, old, new in zip(owners, before, after):
         if not torch.equal(old, new):
             owner.weight = new
+            _keep_directions(_parametrization(owner), old)
+
+
+def _keep_directions(parametrization: Any, before: Tensor) -> None:
+    """Lets weights of norm 0 keep the direction that they had: zeros have none."""
+    norm, weight = parametrization.original0, parametrization.original1
+    with torch.no_grad():
+        weight.copy_(torch.where(norm == 0, before, weight))
 
 
 def fold_parametrizations(module: nn.Module) -> None:

@@ -410,6 +410,18 @@ class TestInitialization:
             assert 0.4 < weight.std() < 0.6
         assert [id(parameter) for parameter in model.parameters()] == identities
 
+    def test_zeros(self):
+        """They have no direction, and can be trained all the same."""
+        cfg = dict(type='Constant', layer='Conv2d', val=0.0)
+        model = small(init_cfg=cfg)
+        model.init_weights()
+        conv = model.equilibrium.cell.branches[0][0].conv1
+        torch.testing.assert_close(conv.weight, torch.zeros_like(conv.weight))
+        conv.weight.sum().backward()
+        grad = conv.parametrizations.weight.original0.grad
+        assert grad.isfinite().all()
+        assert grad.abs().sum() > 0
+
     def test_of_the_paper(self):
         """The authors' code overwrites what it draws for the normalised weights."""
         model = small()
