@@ -22,6 +22,8 @@ from .stand_ins import (
 )
 from .stand_ins import storage as storage_of
 
+# What torch's safe unpickler knows.
+MAX_PROTOCOL = 3
 # Far more than the largest training checkpoints have: some fifty per tensor.
 MAX_STEPS = 2_000_000
 # What Python says where the values on the stack are not those that a step needs.
@@ -149,7 +151,12 @@ class _Machine:
     def build(self, code: bytes) -> bool:
         """Does a step that would make an object or change one."""
         if code == b'\x80':
-            self.take(1)
+            protocol = self.take(1)[0]
+            if protocol > MAX_PROTOCOL:
+                raise RefusedError(
+                    f'has protocol {protocol} of pickle. The safe reader of torch '
+                    f'knows those up to {MAX_PROTOCOL}, torch.save writes 2'
+                )
         elif code == b'Q':
             found = storage_of(self.stack.pop(), self.n_bytes)
             if found != self.storages.setdefault(found.key, found):

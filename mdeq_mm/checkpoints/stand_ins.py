@@ -134,7 +134,7 @@ def call(function: Any, arguments: Any, limit: int, makes: bool = False) -> Opaq
         raise DamagedError('a pickle calls what cannot be called')
     path = function.path
     if path.startswith(_UTILS) and not makes:
-        return _rebuild(path[len(_UTILS) :], arguments)
+        return _rebuild(path[len(_UTILS) :], arguments, limit)
     if path == 'torch._tensor._rebuild_from_type_v2' and not makes:
         return call(arguments[0], arguments[2], limit)
     if path in _HARMLESS and not makes:
@@ -151,8 +151,12 @@ def call(function: Any, arguments: Any, limit: int, makes: bool = False) -> Opaq
     return Opaque()
 
 
-def _rebuild(function: str, arguments: tuple[Any, ...]) -> Dense:
-    """Checks that a tensor lies in its memory, and has no more numbers than that."""
+def _rebuild(function: str, arguments: tuple[Any, ...], limit: int) -> Dense:
+    """Checks that a tensor lies in its memory.
+
+    One that has numbers several times, as an expanded buffer has, may be as large as
+    the limit when it is copied.
+    """
     if function in ('_rebuild_parameter', '_rebuild_parameter_with_state'):
         if not isinstance(arguments[0], Dense):
             raise DamagedError('a parameter is no tensor')
@@ -172,7 +176,8 @@ def _rebuild(function: str, arguments: tuple[Any, ...]) -> Dense:
         item_size = torch.empty(0, dtype=dtype).element_size()
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1
-    if max(numel, last if numel else 0) * item_size > memory.n_bytes:
+    n_bytes = (last if numel else 0) * item_size
+    if n_bytes > memory.n_bytes or numel * item_size > limit:
         raise RefusedError(
             f'asks for more numbers than {memory.n_bytes:,} bytes of a tensor hold: '
             f'{tuple(size)}'

@@ -125,6 +125,16 @@ class TestAccepted:
         torch.save([parameter, torch.rand(3).as_subclass(torch.nn.Parameter)], path)
         assert check() is None
 
+    @BOTH
+    def test_expanded_tensors(self, path, check, zipped):
+        """No larger than the file, as a buffer of a model is."""
+        tensors = [torch.rand(5000), torch.rand(1, 20).expand(50, 20), torch.rand(())]
+        tensors.append(tensors[2].expand(3, 4))
+        torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+        assert check() is None
+        torch.save(tensors[1:], path, _use_new_zipfile_serialization=zipped)
+        assert 'more numbers' in check()
+
     def test_without_checksums(self, path, check):
         if not hasattr(torch.serialization, 'set_crc32_options'):
             pytest.skip('this torch always writes them')
@@ -205,6 +215,21 @@ class TestBombs:
         )
         assert path.stat().st_size < 1 << 21
         assert 'compressed' in check()
+
+    @BOTH
+    @pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+    def test_protocols(self, path, check, zipped, protocol):
+        torch.save(
+            dict(a=torch.rand(3), b=[1]),
+            path,
+            pickle_protocol=protocol,
+            _use_new_zipfile_serialization=zipped,
+        )
+        message = check()
+        if protocol <= 3:
+            assert message is None
+        else:
+            assert f'protocol {protocol} of pickle' in message
 
     @BOTH
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bool, torch.float32])
