@@ -41,9 +41,10 @@ class Mismatch:
         lists = dict(
             missing=self.missing, unexpected=self.unexpected, misshapen=self.misshapen
         )
+        # What torch says of two shapes is long.
+        lengths = dict(missing=100, unexpected=100, misshapen=300)
         return '\n'.join(
-            # What torch says of two shapes is long.
-            f'{len(keys)} {kind}: {shorten(keys, shown=8, length=300)}'
+            f'{len(keys)} {kind}: {shorten(keys, shown=8, length=lengths[kind])}'
             for kind, keys in lists.items()
             if keys
         )
