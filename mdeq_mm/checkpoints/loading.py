@@ -131,5 +131,6 @@ def _load(path: Path, map_location: Any) -> Any:
 
 def _refused_name(message: str) -> Optional[str]:
     """Returns the name that torch's or this project's reader does not know."""
-    found = re.search(r'(?:GLOBAL|class|function) ([\w.]+\.\w+)', message)
-    return found[1] if found else None
+    # Of a builtin torch leaves out the module.
+    found = re.search(r'GLOBAL ([\w.]+)|(?:class|function) ([\w.]+\.\w+)', message)
+    return (found[1] or found[2]) if found else None

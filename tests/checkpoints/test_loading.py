@@ -113,6 +113,19 @@ class TestHostileFile:
         assert not (tmp_path / 'harm').exists()
 
 
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize(
+    ('value', 'name'),
+    [(Ellipsis, 'Ellipsis'), (range(3), 'x?range'), (slice(3), 'slice')],
+)
+def test_builtin_that_is_not_known(tmp_path, zipped, value, name):
+    """The file is whole, so the message does not call it damaged."""
+    path = tmp_path / 'a.pth'
+    torch.save(dict(a=value), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=rf'asks for [\w.]*{name}, which is no part'):
+        load_from_local(path)
+
+
 class TestSafeLoading:
     def test_ends(self):
         def loaders():
