@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from .messages import quote
+from .outline_values import DamagedError, RefusedError
 from .pickles import outline
-from .stand_ins import DamagedError, RefusedError
 
 _CHUNK = 1 << 20
 # Records of a zip file, as its specification and torch's writer lay them out.

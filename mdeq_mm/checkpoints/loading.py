@@ -15,7 +15,6 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as stock
 from mmengine.utils import digit_version
 
 from .archive import check_archive
@@ -55,13 +54,14 @@ def safe_loading() -> Iterator[None]:
     is for tools.
     """
     http = ('http://', 'https://')
+    # mmengine has no public way to ask for what is registered.
+    before = dict(CheckpointLoader._schemes)  # noqa: SLF001
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(http, load_from_http, force=True)
     try:
         yield
     finally:
-        CheckpointLoader.register_scheme('', stock.load_from_local, force=True)
-        CheckpointLoader.register_scheme(http, stock.load_from_http, force=True)
+        CheckpointLoader._schemes = before  # noqa: SLF001
 
 
 def load_from_http(url: str, map_location: Any = None) -> Any:

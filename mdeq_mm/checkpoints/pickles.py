@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple
 
-from .stand_ins import (
+from .outline_values import (
     DamagedError,
     Dense,
     Name,
@@ -20,7 +20,7 @@ from .stand_ins import (
     call,
     unfold,
 )
-from .stand_ins import storage as storage_of
+from .outline_values import storage as storage_of
 
 # What torch's safe unpickler knows.
 MAX_PROTOCOL = 3

@@ -40,6 +40,7 @@ def stand_ins() -> dict[str, Any]:
     found: dict[str, Any] = {
         'mmengine.logging.history_buffer.HistoryBuffer': LoadedHistoryBuffer,
         'builtins.getattr': history_buffer_attribute,
+        'builtins.bytes': no_bytes,
         'numpy.ndarray': PlainArray,
         'numpy.dtype': PlainDtype,
     }
@@ -129,6 +130,13 @@ class PlainArray(np.ndarray):
     def __reduce__(self) -> Any:
         # Saved again, it is an ordinary array.
         return self.view(np.ndarray).__reduce__()
+
+
+def no_bytes(*args: Any) -> bytes:
+    """Stands in for ``bytes``, which pickles call where an array is empty."""
+    if args:
+        raise UnpicklingError('a checkpoint may not make bytes by their class')
+    return b''
 
 
 def reconstruct_array(cls: Any, shape: Any, code: Any) -> PlainArray:

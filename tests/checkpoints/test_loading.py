@@ -140,6 +140,25 @@ class TestSafeLoading:
             raise KeyError
         assert loaders() == before
 
+    def test_of_two_the_outer_one_goes_on(self):
+        def loader():
+            return CheckpointLoader._get_checkpoint_loader('a.pth')
+
+        with safe_loading():
+            mine = loader()
+            with safe_loading():
+                pass
+            assert loader() is mine
+
+    def test_loader_of_a_user_is_put_back(self, monkeypatch):
+        monkeypatch.setattr(
+            CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes)
+        )
+        CheckpointLoader.register_scheme('', print, force=True)
+        with safe_loading():
+            assert CheckpointLoader._get_checkpoint_loader('a.pth') is not print
+        assert CheckpointLoader._get_checkpoint_loader('a.pth') is print
+
     def test_first_weights(self, tmp_path):
         torch.save({'w': torch.ones(1)}, tmp_path / 'a.pth')
         model = Loads(tmp_path / 'a.pth')
@@ -186,3 +205,10 @@ class TestUrl:
         with safe_loading(), pytest.raises(ValueError, match='asks for posix.mkdir'):
             Loads(f'{server}/b.pth').init_weights()
         assert not (tmp_path / 'harm').exists()
+
+
+def test_empty_log_history(tmp_path):
+    """As a message hub holds it before its first value."""
+    torch.save({'log': HistoryBuffer()}, tmp_path / 'a.pth')
+    history = load_from_local(tmp_path / 'a.pth')['log']
+    assert [len(part) for part in history.data] == [0, 0]

@@ -65,7 +65,8 @@ class FixedPointSolver(ABC):
             ``'rel'`` is ``||f(z) - z|| / (||f(z)|| + 1e-8)``. Defaults to ``'rel'``.
         check_interval (int, optional): Evaluations from one look at whether all samples
             have stopped to the next. Defaults to None: 1 on CPU, and 3 where a look
-            waits for the device.
+            waits for the device. A breakdown after the last look is in the status, but
+            there is no warning of it.
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -132,8 +132,8 @@ def measure(g: Tensor, fz: Tensor, stop_mode: str) -> Tensor:
 def norms(x: Tensor) -> Tensor:
     """Returns the Euclidean norm of each sample of ``x``, ``(B, N)``, as ``(B,)``.
 
-    Squares of huge and of tiny numbers are out of the range of float32. A norm is
-    infinite or NaN only if ``x`` is, and zero only if ``x`` is.
+    Squares of huge and of tiny numbers are out of the range of float32. A norm in
+    float32 is infinite or NaN only if ``x`` is, and zero only if ``x`` is.
     """
     if x.dtype == torch.float64:
         return torch.linalg.vector_norm(x, dim=1)

@@ -260,7 +260,8 @@ class MDEQ(BaseModule):
     def init_weights(self) -> None:
         """Initialises the weights as ``init_cfg`` says.
 
-        That of the paper leaves normalised weights as they were drawn.
+        That of the paper leaves normalised weights as they were drawn. Those that
+        another one changes are assigned at the end, after mmengine has logged them.
         """
         with nullcontext() if self._inits_as_paper else assignable_weights(self):
             super().init_weights()
