@@ -1519,7 +1519,7 @@ MUTATIONS = (
         'mdeq_mm/deq/cell_function.py',
         'self.layout.unpack(state.to(self.dtype))',
         'self.layout.unpack(state)',
-        ('tests/deq/test_layer.py',),
+        ('tests/models/backbones/test_mdeq.py::TestHalfPrecision',),
     ),
     Mutation(
         'init_cfg does not reach normalised weights',
