@@ -45,10 +45,10 @@ class Form:
 
 FORMS = dict(
     full=Form(
-        random_kills=50,
-        aimed_kills=50,
-        random_kills_of_two=15,
-        aimed_kills_of_two=15,
+        random_kills=30,
+        aimed_kills=30,
+        random_kills_of_two=10,
+        aimed_kills_of_two=10,
         steps=10_000,
         builds=300,
         sizes=100,
