@@ -36,7 +36,7 @@ class TestSweepProblem:
     def rows(self):
         # Damped by d, the error of f(z) = (z + 1) / 2 is (1 - d / 2)^n.
         problem = Problem(lambda z: (z + 1) / 2, torch.zeros(2, 3), lambda: None)
-        grid = Grid((1,), (1,), (0.0,), mixing=(0.8,), damping=(0.5, 1.0))
+        grid = Grid((2,), (1,), (0.0,), mixing=(0.8,), damping=(0.5, 1.0))
         return sweep_problem(problem, 30, grid)
 
     def test_counts(self, rows):

@@ -290,6 +290,7 @@ class TestBombs:
         with_pickle(path, b'\x80\x02}N' + doubled + b'Ns.')
         assert 'unfolds to more' in check()
 
+    @pytest.mark.slow
     def test_many_steps(self, path, check):
         with_pickle(path, b'\x80\x02' + b']' * (pickles.MAX_STEPS + 1) + b'.')
         assert 'steps' in check()

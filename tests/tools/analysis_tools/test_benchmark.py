@@ -222,7 +222,7 @@ class TestSweep:
             return sweep(backbone, *args)
 
         monkeypatch.setattr(tool, 'sweep', measure)
-        grid = ['--memory', 1, '--window', 1, '--ridge', 0, '--mixing', 1]
+        grid = ['--memory', 2, '--window', 1, '--ridge', 0, '--mixing', 1]
         option = ['--amp'] if amp else []
         run('sweep', config, *grid, '--damping', 1, *option, *SIZE)
         assert set(seen) == {torch.bfloat16 if amp else torch.float32}
