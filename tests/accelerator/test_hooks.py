@@ -82,8 +82,13 @@ def train(default_device):
 
 
 def places(reads):
-    """Counts the reads by the file they are in."""
-    return Counter(Path(read.file).stem for read in reads)
+    """Counts the reads by the file they are in.
+
+    Those of the initialisation are left out: mmengine looks at every weight there.
+    """
+    counts = Counter(Path(read.file).stem for read in reads)
+    del counts['mdeq']
+    return counts
 
 
 @pytest.mark.parametrize('name', HOOKS)
@@ -117,8 +122,8 @@ class TestReads:
         n_val = 2 * N_BATCHES
         assert counts['jacobian'] == n_val
         assert counts['metrics'] == 2 * n_val
-        assert counts['loop'] <= (2 * LENGTH + n_val) * MAX_EVALS // 3
-        assert set(counts) <= {'solve_statistics', 'jacobian', 'metrics', 'loop'}
+        assert counts['samples'] <= (2 * LENGTH + n_val) * MAX_EVALS // 3
+        assert set(counts) <= {'solve_statistics', 'jacobian', 'metrics', 'samples'}
 
     @pytest.mark.parametrize('name', HOOKS)
     def test_none_besides_the_solves(self, make, train, device, reads, name):
@@ -127,9 +132,9 @@ class TestReads:
         with reads() as found:
             train(runner, device)
         counts = places(found)
-        assert counts['loop'] <= 2 * LENGTH * (MAX_EVALS + 1) // 3
+        assert counts['samples'] <= 2 * LENGTH * (MAX_EVALS + 1) // 3
         assert counts['solve_statistics'] <= 2 * LENGTH // 3
-        assert set(counts) <= {'loop', 'solve_statistics'}
+        assert set(counts) <= {'samples', 'solve_statistics'}
 
 
 def test_resuming(make, train, device, same, tmp_path):

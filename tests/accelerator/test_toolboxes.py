@@ -166,7 +166,7 @@ class TestTraining:
         model.to(device).train()
         with reads() as found:
             train(model, scope, n_steps=2)
-        assert {read.file.rpartition('/')[2] for read in found} == {'loop.py'}
+        assert {read.file.rpartition('/')[2] for read in found} == {'samples.py'}
         assert len(found) <= 2 * 2 * SOLVER['max_evals'] // 3
 
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
