@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from mdeq_mm.benchmark import (
     Case,
@@ -14,7 +13,6 @@ from mdeq_mm.benchmark import (
     memory,
     peak_bytes,
 )
-
 
 PEAK_OF_A_TEMPORARY = """
 import torch
@@ -29,6 +27,7 @@ print(peak_bytes(case, 'cpu'))
 
 
 class TestPeakBytes:
+    @pytest.mark.slow
     def test_peak_is_not_the_end(self):
         # Here the allocator may have kept as much from earlier tests.
         fresh = [sys.executable, '-c', PEAK_OF_A_TEMPORARY]
