@@ -18,6 +18,16 @@ import torch
 from mmengine.utils import ManagerMixin
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+# Options of a tool that runs in this process. Workers are forked, and what is forked from
+# a process with threads, as the tests have some, may wait for ever.
+NO_WORKERS = (
+    '--cfg-options',
+    *(
+        f'{part}_dataloader.{setting}'
+        for part in ('train', 'val', 'test')
+        for setting in ('num_workers=0', 'persistent_workers=False')
+    ),
+)
 
 
 def _managers(cls: type = ManagerMixin) -> Iterator[type]:
@@ -88,6 +98,10 @@ def started(command: list, **kwargs: object) -> Iterator[subprocess.Popen]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 @functools.cache

@@ -26,7 +26,7 @@ BATCH_SIZES = st.sampled_from([0, 1, 2, 3, 5])
 def holds(n_examples: int, **strategies: st.SearchStrategy) -> Callable:
     """Makes a test of a function that checks one example.
 
-    Marked as slow there is a second one, with ten times as many examples. None of them
+    Marked as slow there is a second one, with four times as many examples. None of them
     is kept: a failure prints its example, which the next run finds again.
 
     Args:
@@ -40,7 +40,7 @@ def holds(n_examples: int, **strategies: st.SearchStrategy) -> Callable:
             'times',
             [
                 pytest.param(1, id='some'),
-                pytest.param(10, id='many', marks=pytest.mark.slow),
+                pytest.param(4, id='many', marks=pytest.mark.slow),
             ],
         )
         def test(times: int, **fixtures: Any) -> None:

@@ -11,20 +11,21 @@ import torch
 
 # torch knows no more.
 MAX_DIMENSIONS = 64
-ITEM_SIZES = dict(
-    UntypedStorage=1,
-    ByteStorage=1,
-    CharStorage=1,
-    BoolStorage=1,
-    ShortStorage=2,
-    HalfStorage=2,
-    BFloat16Storage=2,
-    IntStorage=4,
-    FloatStorage=4,
-    LongStorage=8,
-    DoubleStorage=8,
-    ComplexFloatStorage=8,
-    ComplexDoubleStorage=16,
+# What torch calls a storage of each type of number.
+STORAGE_DTYPES = dict(
+    DoubleStorage=torch.float64,
+    FloatStorage=torch.float32,
+    HalfStorage=torch.float16,
+    BFloat16Storage=torch.bfloat16,
+    LongStorage=torch.int64,
+    IntStorage=torch.int32,
+    ShortStorage=torch.int16,
+    CharStorage=torch.int8,
+    ByteStorage=torch.uint8,
+    UntypedStorage=torch.uint8,
+    BoolStorage=torch.bool,
+    ComplexDoubleStorage=torch.complex128,
+    ComplexFloatStorage=torch.complex64,
 )
 _UTILS = 'torch._utils.'
 _HARMLESS = ('torch.Size', 'torch.device', 'torch.serialization._get_layout')
@@ -98,7 +99,7 @@ def storage(reference: Any, limit: int) -> Storage:
     if kind not in ('storage', b'storage') or not isinstance(name, Name):
         raise RefusedError('asks for something else than the memory of a tensor')
     module, _, storage_type = name.path.rpartition('.')
-    if module not in ('torch', 'torch.storage') or storage_type not in ITEM_SIZES:
+    if module not in ('torch', 'torch.storage') or storage_type not in STORAGE_DTYPES:
         raise RefusedError(f'asks for {name.path}')
     key = key.decode() if isinstance(key, bytes) else key
     if not isinstance(key, str) or not _are_sizes(numel):
@@ -107,7 +108,7 @@ def storage(reference: Any, limit: int) -> Storage:
         raise RefusedError(
             'asks for a view of memory, as torch has not written for years'
         )
-    item_size = ITEM_SIZES[storage_type]
+    item_size = STORAGE_DTYPES[storage_type].itemsize
     if numel * item_size > limit:
         raise DamagedError(
             f'it asks for {numel * item_size:,} bytes for a tensor, and has {limit:,}'

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .loading import load_from_local
+from .matching import state_dict_of
 from .messages import quote, shorten
 
 # DataParallel, and the wrapper that holds segmentor and loss.
@@ -73,9 +74,9 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if isinstance(content, Mapping) and isinstance(content.get('state_dict'), Mapping):
-        content = content['state_dict']
-    state_dict, dropped = _unwrap(_check(path, content), path)
+    content = state_dict_of(content, str(path))
+    _check(path, content)
+    state_dict, dropped = _unwrap(content, path)
     return OfficialCheckpoint(
         state_dict=_in_float32(path, state_dict),
         sha256=digest.hexdigest(),
@@ -84,14 +85,11 @@ def read_official_checkpoint(path: Union[str, Path]) -> OfficialCheckpoint:
     )
 
 
-def _check(path: Path, content: Any) -> Mapping[str, Tensor]:
-    """Makes sure that a content is a state dict of a foreign network."""
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(
-            f'{path} holds no state dict: expected a dict of tensors, or one with the '
-            f'key "state_dict", got {type(content).__name__}'
-        )
-    others = [str(key) for key, value in content.items() if not _is_entry(key, value)]
+def _check(path: Path, content: Mapping[str, Any]) -> None:
+    """Makes sure that a state dict is one of a foreign network."""
+    if not content:
+        raise ValueError(f'{path} holds an empty state dict')
+    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(
             f'{path} holds no state dict: no tensors are {shorten(others)}'
@@ -113,11 +111,6 @@ def _check(path: Path, content: Any) -> Mapping[str, Tensor]:
             f'{path} has the names of the toolboxes already, nothing is to be '
             f'converted: {shorten(own)}'
         )
-    return content
-
-
-def _is_entry(key: Any, value: Any) -> bool:
-    return isinstance(key, str) and isinstance(value, Tensor)
 
 
 def _is_plain(tensor: Tensor) -> bool:

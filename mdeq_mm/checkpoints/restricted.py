@@ -17,22 +17,7 @@ import torch
 from torch import Tensor
 
 from ..compat import stand_ins
-
-_DTYPES = {
-    'DoubleStorage': torch.float64,
-    'FloatStorage': torch.float32,
-    'HalfStorage': torch.float16,
-    'BFloat16Storage': torch.bfloat16,
-    'LongStorage': torch.int64,
-    'IntStorage': torch.int32,
-    'ShortStorage': torch.int16,
-    'CharStorage': torch.int8,
-    'ByteStorage': torch.uint8,
-    'UntypedStorage': torch.uint8,
-    'BoolStorage': torch.bool,
-    'ComplexDoubleStorage': torch.complex128,
-    'ComplexFloatStorage': torch.complex64,
-}
+from .outline_values import STORAGE_DTYPES
 
 
 def read_archive(path: Path, device: Union[str, torch.device] = 'cpu') -> Any:
@@ -102,8 +87,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # The pickles that torch writes have the names of Python 2.
         module = {'__builtin__': 'builtins'}.get(module, module)
-        if module in ('torch', 'torch.storage') and name in _DTYPES:
-            return _DTYPES[name]
+        if module in ('torch', 'torch.storage') and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
         try:
             found = self._allowed[f'{module}.{name}']
         except KeyError:
@@ -116,7 +101,7 @@ class _Unpickler(pickle.Unpickler):
         if kind != 'storage' or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError('it refers to what is no storage')
         data = self._archive.read(f'{self._root}data/{key}')
-        if len(data) != numel * torch.empty(0, dtype=dtype).element_size():
+        if len(data) != numel * dtype.itemsize:
             raise pickle.UnpicklingError(
                 f'a storage of {numel} numbers in {dtype} has {len(data)} bytes'
             )
@@ -162,5 +147,5 @@ _PLAIN: dict[str, Any] = {
     'torch.Size': torch.Size,
     'torch.device': torch.device,
     '_codecs.encode': _encode,
-    **{str(dtype): dtype for dtype in _DTYPES.values()},
+    **{str(dtype): dtype for dtype in STORAGE_DTYPES.values()},
 }

@@ -218,11 +218,11 @@ class TestNoCheckpoint:
     @pytest.mark.parametrize(
         ('content', 'message'),
         [
-            (torch.zeros(2), 'expected a dict of tensors, .* got Tensor'),
+            (torch.zeros(2), 'expected a dict of tensors by name, .* got Tensor'),
             ([torch.zeros(2)], 'got list'),
-            ({}, 'no state dict'),
+            ({}, 'an empty state dict'),
             (dict(epoch=3, model='mdeq'), 'no tensors are epoch, model'),
-            ({1: torch.zeros(2)}, 'no tensors are 1'),
+            ({1: torch.zeros(2)}, 'expected a dict of tensors by name'),
             (
                 {f'part{i}': 'text' for i in range(9)},
                 'part0, part1, part2, part3, part4 and 4 more',

@@ -6,6 +6,8 @@ import shutil
 import pytest
 import torch
 
+from ..isolation import NO_WORKERS
+
 pytestmark = pytest.mark.slow
 CONFIG = 'classification/mdeq-tiny_2xb64_cifar10.py'
 
@@ -31,14 +33,14 @@ def test_train_and_evaluate(run_tool, root, cifar10, tmp_path, scalars):
     run_tool(
         'train.py',
         config,
-        *('--work-dir', work_dir, '--cfg-options'),
+        *('--work-dir', work_dir, *NO_WORKERS),
         'train_dataloader.batch_size=16',
-        'train_dataloader.dataset.indices=160',
-        'val_dataloader.dataset.indices=32',
+        'train_dataloader.dataset.indices=96',
+        'val_dataloader.dataset.indices=16',
         'train_cfg.max_epochs=2',
         'param_scheduler.T_max=2',
-        'default_hooks.equilibrium.pretrain_iters=10',
-        'default_hooks.logger.interval=5',
+        'default_hooks.equilibrium.pretrain_iters=6',
+        'default_hooks.logger.interval=3',
         'randomness.seed=0',
         cwd=cifar10,
     )
@@ -49,15 +51,15 @@ def test_train_and_evaluate(run_tool, root, cifar10, tmp_path, scalars):
     output = run_tool(
         'test.py',
         *(config, work_dir / 'epoch_2.pth', '--work-dir', tmp_path / 'test'),
-        *('--cfg-options', 'test_dataloader.dataset.indices=32'),
+        *(*NO_WORKERS, 'test_dataloader.dataset.indices=16'),
         cwd=cifar10,
     )
     assert 'accuracy/top1' in output
 
 
-# The regularised schedule in miniature: 12 unrolled iterations, 12 at the equilibrium.
+# The regularised schedule in miniature: 6 unrolled iterations, 6 at the equilibrium.
 MINIATURE = """
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=24)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=12)
 train_dataloader = dict(
     batch_size=4, sampler=dict(type='InfiniteSampler', shuffle=True)
 )
@@ -65,7 +67,7 @@ val_cfg, val_dataloader, val_evaluator = None, None, None
 default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3),
     logger=dict(interval=1),
-    equilibrium=dict(pretrain_iters=12),
+    equilibrium=dict(pretrain_iters=6),
     jacobian=dict(
         type='JacobianRegularizationHook',
         weight=0.4,
@@ -80,7 +82,6 @@ randomness = dict(seed=0)
 
 
 def test_regularised_schedule_is_resumed(
-    run_tool,
     run_process,
     killed_training,
     config,
@@ -91,18 +92,18 @@ def test_regularised_schedule_is_resumed(
 ):
     path = config(CONFIG, MINIATURE)
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    run_tool('train.py', path, '--work-dir', whole, cwd=cifar10)
+    run_process('train.py', path, '--work-dir', whole, cwd=cifar10)
     records = [record for record in scalars(whole) if 'loss' in record]
-    assert len(records) == 24
-    assert not any('forward_evals' in record for record in records[:12])
-    assert all('forward_evals' in record for record in records[12:])
-    assert 'loss_jacobian' in records[11]
+    assert len(records) == 12
+    assert not any('forward_evals' in record for record in records[:6])
+    assert all('forward_evals' in record for record in records[6:])
+    assert any('loss_jacobian' in record for record in records[:6])
 
-    killed_training(path, killed, 'iter_15', cifar10)
+    killed_training(path, killed, 'iter_9', cifar10)
     output = run_process(
         'train.py', path, '--work-dir', killed, '--resume', cwd=cifar10
     )
-    assert 'resumed epoch: 0, iter: 15' in output
-    expected, actual = (state_of(folder / 'iter_24.pth') for folder in (whole, killed))
+    assert 'resumed epoch: 0, iter: 9' in output
+    expected, actual = (state_of(folder / 'iter_12.pth') for folder in (whole, killed))
     for name in expected:
         assert torch.equal(actual[name], expected[name]), name

@@ -10,6 +10,8 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.registry import DefaultScope
 from mmpretrain import ImageClassificationInferencer
 
+from ..isolation import NO_WORKERS
+
 CLASSIFIER = 'classification/mdeq-tiny_1xb64_digits.py'
 SEGMENTOR = 'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 STATISTICS = {
@@ -26,11 +28,11 @@ HAS_BFLOAT16 = any(
 
 
 @pytest.fixture(scope='module')
-def classifier(root, run_tool, workplace, tmp_path_factory):
+def classifier(root, run_process, workplace, tmp_path_factory):
     """Config and checkpoint of the demo's whole training."""
     work_dir = tmp_path_factory.mktemp('classifier')
     config = root / 'configs' / CLASSIFIER
-    run_tool('train.py', config, '--work-dir', work_dir, cwd=workplace)
+    run_process('train.py', config, '--work-dir', work_dir, cwd=workplace)
     return config, work_dir / 'epoch_12.pth'
 
 
@@ -42,15 +44,11 @@ def segmentor(root, run_tool, workplace, tmp_path_factory):
     run_tool(
         'train.py',
         config,
-        *('--work-dir', work_dir, '--cfg-options'),
+        *('--work-dir', work_dir, *NO_WORKERS),
         'train_cfg.max_iters=4',
         'train_cfg.val_interval=4',
         'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
         'val_dataloader.dataset.indices=2',
-        'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False',
         'default_hooks.equilibrium.pretrain_iters=2',
         'default_hooks.logger.interval=1',
         cwd=workplace,
@@ -69,7 +67,7 @@ class TestClassifier:
         assert 0 < sum(phases) < len(phases)
 
     @pytest.mark.skipif(not HAS_BFLOAT16, reason='the CPU has no bfloat16')
-    def test_bfloat16_is_as_accurate(
+    def test_bfloat16_stays_as_accurate(
         self, run_tool, classifier, workplace, tmp_path, scalars, monkeypatch
     ):
         # mmengine refuses mixed precision without an accelerator; what is behind that
@@ -77,9 +75,12 @@ class TestClassifier:
         monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
         work_dir = tmp_path / 'run'
         run_tool(
-            *('train.py', classifier[0], '--work-dir', work_dir, '--cfg-options'),
+            *('train.py', classifier[0], '--work-dir', work_dir, *NO_WORKERS),
             *('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16'),
-            'train_cfg.val_interval=12',
+            # Two epochs at the equilibrium, on top of the training in float32.
+            *(f'load_from={classifier[1]}', 'optim_wrapper.optimizer.lr=2e-4'),
+            *('train_cfg.max_epochs=2', 'train_cfg.val_interval=2'),
+            'default_hooks.equilibrium.pretrain_iters=0',
             cwd=workplace,
         )
         single, half = (
@@ -123,6 +124,7 @@ class TestClassifier:
             'analysis_tools/plot_convergence.py',
             *classifier,
             *('--out', tmp_path / 'plots/convergence.png', '--num-samples', 5),
+            *NO_WORKERS,
             cwd=workplace,
         )
         assert 'convergence.png written' in output
@@ -130,7 +132,10 @@ class TestClassifier:
 
     def test_comparison_of_gradients(self, run_tool, classifier, workplace):
         output = run_tool(
-            'analysis_tools/compare_gradients.py', *classifier, cwd=workplace
+            'analysis_tools/compare_gradients.py',
+            *classifier,
+            *NO_WORKERS,
+            cwd=workplace,
         )
         rows = [line.rsplit(maxsplit=4) for line in output.splitlines()]
         table = {row[0]: [float(value) for value in row[1:]] for row in rows[-9:]}
@@ -162,9 +167,7 @@ class TestSegmentor:
             'test.py',
             *segmentor,
             *('--work-dir', tmp_path / 'run', '--show-dir', tmp_path / 'painted'),
-            *('--cfg-options', 'test_dataloader.dataset.indices=3'),
-            'test_dataloader.num_workers=0',
-            'test_dataloader.persistent_workers=False',
+            *(*NO_WORKERS, 'test_dataloader.dataset.indices=3'),
             cwd=workplace,
         )
         assert 'mIoU' in output
@@ -186,6 +189,7 @@ class TestSegmentor:
                 f'analysis_tools/{tool}.py',
                 *segmentor,
                 *('--out', picture, '--num-samples', 3),
+                *NO_WORKERS,
                 cwd=workplace,
             )
             assert cv2.imread(str(picture)).shape[2] == 3

@@ -20,11 +20,14 @@ model = dict(
     backbone=dict(dropout={dropout}, num_layers=3, norm_cfg=norm_cfg),
 {model}
 )
+workers = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    batch_size={batch_size}, sampler=dict(_delete_=True, type='InfiniteSampler')
+    batch_size={batch_size},
+    sampler=dict(_delete_=True, type='InfiniteSampler'),
+    **workers,
 )
-val_dataloader = dict(dataset=dict(indices=64))
-test_dataloader = dict(dataset=dict(indices=64))
+val_dataloader = dict(dataset=dict(indices=64), **workers)
+test_dataloader = dict(dataset=dict(indices=64), **workers)
 train_cfg = dict(_delete_=True, by_epoch=False, max_iters={iters}, val_interval=100)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='SGD', lr=0.05, momentum=0.9)

@@ -21,52 +21,20 @@ import torch
 
 if __package__:
     from .. import shortcuts
+    from ..interrupted import write_config
     from ..isolation import load_tool, run_main
     from ..two_processes import free_port
 else:
     import shortcuts  # noqa: F401
+    from interrupted import write_config
     from isolation import load_tool, run_main
     from two_processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 N_ITERS, INTERVAL = 10, 2
 # Folder in the work directory, in which a save writes before it gives names.
 UNFINISHED = '.unfinished'
 LAST = f'iter_{N_ITERS}.pth'
-# Dropout and random augmentation on. Most of the iterations are at the equilibrium.
-CONFIG = f"""
-_base_ = [{str(ROOT / BASE)!r}]
-model = dict(
-    data_preprocessor=dict(size=(32, 32)),
-    backbone=dict(dropout=0.2, forward_solver=dict(max_evals=6)),
-    decode_head=dict(dropout_ratio=0.1),
-)
-train_dataloader = dict(
-    batch_size=2,
-    num_workers={{workers}},
-    persistent_workers={{workers}} > 0,
-    dataset=dict(
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations'),
-            dict(type='RandomCrop', crop_size=(32, 32)),
-            dict(type='RandomFlip', prob=0.5),
-            dict(type='PhotoMetricDistortion'),
-            dict(type='PackSegInputs'),
-        ]
-    ),
-)
-val_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(indices=2)
-)
-train_cfg = dict(max_iters={N_ITERS}, val_interval=2 * {INTERVAL})
-default_hooks = dict(
-    equilibrium=dict(pretrain_iters=3),
-    checkpoint=dict(interval={INTERVAL}),
-    logger=dict(interval=1),
-)
-"""
 FORK = get_context('fork')
 # Seconds that a training may take, and that a process may outlive the other.
 TIME_LIMIT, SURVIVAL = 300.0, 60.0
@@ -102,8 +70,13 @@ class Training:
         resume: bool = False,
     ) -> None:
         work_dir.mkdir(parents=True, exist_ok=True)
-        config = folder / f'workers_{workers}.py'
-        config.write_text(CONFIG.format(workers=workers))
+        config = write_config(
+            folder / f'workers_{workers}.py',
+            workers=workers,
+            iters=N_ITERS,
+            interval=INTERVAL,
+            pretrain_iters=3,
+        )
         arguments = [str(config), '--work-dir', str(work_dir)]
         arguments += ['--resume'] * resume
         shared = {}
@@ -175,9 +148,10 @@ def _train(folder: Path, log: Path, variables: dict, arguments: list[str]) -> No
 
 
 def wait_for_save(training: Training, iteration: int) -> None:
-    """Waits until the checkpoint of an iteration begins to be written."""
+    """Waits until the checkpoint of an iteration begins to be written, or the end."""
     folders = (training.work_dir, training.work_dir / UNFINISHED)
-    while training.runs:
+    deadline = time.monotonic() + TIME_LIMIT
+    while training.runs and time.monotonic() < deadline:
         if any((folder / f'iter_{iteration}.pth').exists() for folder in folders):
             return
         time.sleep(0.0005)

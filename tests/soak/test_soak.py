@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from ..isolation import started
 from . import growth, kills, uses
 
 HERE = Path(__file__).resolve().parent
@@ -20,15 +20,10 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 @pytest.mark.slow
 def test_short_form(environment, tmp_path):
     out = tmp_path / 'table.md'
-    process = subprocess.run(
-        [sys.executable, HERE / 'run.py', '--form', 'short', '--out', out],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, (process.stdout + process.stderr)[-6000:]
+    command = [sys.executable, HERE / 'run.py', '--form', 'short', '--out', out]
+    with started(command, cwd=tmp_path, env=environment) as process:
+        output = process.communicate(timeout=500)[0]
+    assert process.returncode == 0, output[-6000:]
     rows = [line.split('|')[1].strip() for line in out.read_text().splitlines()[2:]]
     assert rows == [
         *('kills', 'kills of two processes', 'steps', 'builds'),
