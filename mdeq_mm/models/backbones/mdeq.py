@@ -12,7 +12,7 @@ from typing import Any, Optional, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...deq import (
@@ -25,6 +25,7 @@ from ...deq import (
 from ...deq.builder import build
 from ...deq.checks import check_choice, check_int
 from ...deq.parts import assignable_weights, fold_parametrizations
+from .architecture import make_cell
 from .stem import make_injection, make_stem
 
 
@@ -36,6 +37,10 @@ class MDEQ(BaseModule):
     returns the joint equilibrium of all resolutions: ``arch='small'`` gives strides 4,
     8, 16 and 32, like HRNet. Gradients are implicit, so that training memory does not
     depend on the number of evaluations.
+
+    ``outputs[i]`` is an identity that each pass gives the feature map of branch ``i``,
+    once: the module to name where a tool, such as one for class activation maps, asks
+    for a layer.
 
     Any image size works whose height and width are more than half the coarsest stride;
     odd sizes round up, as with strided convolutions.
@@ -155,8 +160,9 @@ class MDEQ(BaseModule):
         self._inits_as_paper = init_cfg is None
         cfgs = dict(conv_cfg=conv_cfg, act_cfg=act_cfg)
         options = dict(dropout=dropout, with_cp=with_cp)
-        function, times = self._make_cell(arch, cell, options, cfgs)
-        downsample_times = times if downsample_times is None else downsample_times
+        function, times = make_cell(self.arch_settings, arch, cell, options, cfgs)
+        if downsample_times is None:
+            downsample_times = self.default_downsample_times if times is None else times
         check_int('downsample_times', downsample_times, 0)
         check_int('in_channels', in_channels, 1)
         check_choice('frozen_stages', frozen_stages, (-1, 0, 1))
@@ -182,44 +188,12 @@ class MDEQ(BaseModule):
         self.equilibrium = EquilibriumLayer(
             function, forward_solver, gradient, num_layers, guess, compile_cell
         )
+        # Each has a name for whoever observes or explains one feature map. The layer
+        # returns a tuple, and modules within the cell are called many times per image.
+        self.outputs = nn.ModuleList(nn.Identity() for _ in branches)
         self._freeze_stages()
         if deploy:
             self.switch_to_deploy()
-
-    def _make_cell(
-        self,
-        arch: Optional[Union[str, dict]],
-        cell: Optional[Union[Cell, dict]],
-        options: dict[str, Any],
-        cfgs: dict[str, Any],
-    ) -> tuple[Any, int]:
-        """Returns the cell, and the halvings of the stem that go with it."""
-        options = {key: value for key, value in options.items() if value is not None}
-        if cell is not None:
-            if arch is not None or options:
-                raise ValueError(
-                    'arch, dropout and with_cp exclude cell, whose config takes them, '
-                    f'got cell={cell!r}, arch={arch!r} and {options}'
-                )
-            function = build(cell, Cell, 'cell', registry=MODELS)
-            if not getattr(function, 'channels', None):
-                raise TypeError(
-                    'cell must have an attribute channels, one number per branch, but '
-                    f'{type(function).__name__} has none'
-                )
-            return function, self.default_downsample_times
-        settings: Any = 'small' if arch is None else arch
-        if isinstance(settings, str):
-            check_choice('arch', settings, tuple(self.arch_settings))
-            settings = self.arch_settings[settings]
-        if not isinstance(settings, dict) or 'channels' not in settings:
-            raise TypeError(
-                "arch must be a name or a dict with the key 'channels' and, if wanted, "
-                f'other arguments of MultiscaleCell, got {arch!r}'
-            )
-        settings = dict(type='MultiscaleCell', **settings, **options)
-        times = settings.pop('downsample_times', self.default_downsample_times)
-        return build(settings, Cell, 'arch', registry=MODELS, defaults=cfgs), times
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the equilibrium of a batch of images.
@@ -255,7 +229,8 @@ class MDEQ(BaseModule):
             # The coarser branches get no injection. An expanded zero takes no memory.
             zero = finest.new_zeros(())
             injections.append(zero.expand(len(x), channels, height, width))
-        return self.select(self.equilibrium(injections).features)
+        features = self.equilibrium(injections).features
+        return self.select([out(x) for out, x in zip(self.outputs, features)])
 
     def init_weights(self) -> None:
         """Initialises the weights as ``init_cfg`` says.
