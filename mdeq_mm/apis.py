@@ -1,4 +1,4 @@
-"""The one way to load a config, build or load a model, and find its equilibrium layer.
+"""The one way to find, load or build configs and models, and their equilibrium layers.
 
 No toolbox is imported with this module, but when a config of it is used.
 """
@@ -24,15 +24,19 @@ from torch.utils.data import DataLoader
 
 from .checkpoints import load_checkpoint, load_weights
 from .deq import Equilibrium, EquilibriumLayer, equilibrium_layers
+from .model_index import config_path, list_models, register_models
 
 __all__ = [
     'build_model',
     'build_test_loader',
+    'config_path',
     'equilibrium_layers',
     'find_layer',
     'image_shape',
+    'list_models',
     'load_config',
     'load_model',
+    'register_models',
     'single_layer',
     'solving_mode',
     'toolbox',

@@ -1,0 +1,83 @@
+"""The models of ``model-index.yml`` by name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mmengine.fileio import load
+
+# Metafiles of the models that mmpretrain builds.
+MMPRETRAIN_METAFILES = ('configs/classification/metafile.yml',)
+
+
+def list_models(pattern: str = '') -> list[str]:
+    """Returns the names of the models, of every toolbox.
+
+    Args:
+        pattern (str): What the names begin with, with wildcards as in a shell, as
+            ``mmpretrain.list_models`` takes it. Defaults to ``''``, all names.
+
+    Examples:
+        >>> list_models('mdeq-tiny*digits')
+        ['mdeq-tiny_1xb64_digits']
+    """
+    return sorted(fnmatch.filter(_models(), f'{pattern}*'))
+
+
+def config_path(name: str) -> str:
+    """Returns the config file of a model.
+
+    MMSegmentation finds no models but its own by name. It takes the path instead:
+    ``MMSegInferencer(config_path(name), weights=CHECKPOINT)``.
+
+    Args:
+        name (str): The name.
+
+    Returns:
+        str: The absolute path.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    models = _models()
+    if name not in models:
+        near = difflib.get_close_matches(name, models) or list(models)
+        raise ValueError(f'there is no model {name!r}; there is {", ".join(near)}')
+    return str(_root() / models[name]['Config'])
+
+
+def register_models() -> None:
+    """Lets mmpretrain find the classifiers of this project by name.
+
+    ``mmpretrain.list_models``, ``get_model`` and the inferencers know them afterwards.
+    This imports mmpretrain. A second call does nothing.
+
+    Raises:
+        ModuleNotFoundError: If mmpretrain is not installed.
+    """
+    hub = import_module('mmpretrain.apis').ModelHub
+    for metafile in MMPRETRAIN_METAFILES:
+        path = _root() / metafile
+        if not all(hub.has(model['Name']) for model in load(path)['Models']):
+            hub.register_model_index(path, config_prefix=_root())
+
+
+def _models() -> dict[str, dict[str, Any]]:
+    """Returns the entries of the index by name."""
+    imports = load(_root() / 'model-index.yml')['Import']
+    entries = [model for name in imports for model in load(_root() / name)['Models']]
+    return {model['Name']: model for model in entries}
+
+
+def _root() -> Path:
+    """Returns the folder of configs and index.
+
+    An installation has both under ``.mim``, a checkout beside the package.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / '.mim'
+    return installed if (installed / 'model-index.yml').is_file() else package.parent

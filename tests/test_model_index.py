@@ -1,0 +1,148 @@
+import shutil
+import sys
+from pathlib import Path
+
+import mmpretrain
+import numpy as np
+import pytest
+import yaml
+from mmengine.config import Config
+from mmpretrain.apis import ModelHub
+from mmseg.apis import MMSegInferencer
+from modelindex.load_model_index import load as load_model_index
+
+from mdeq_mm import apis, model_index
+from mdeq_mm.models import MDEQ
+
+pytestmark = pytest.mark.versions
+CLASSIFIER = 'mdeq-tiny_1xb64_digits'
+SEGMENTOR = 'fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64'
+
+
+def metafiles(root):
+    for name in yaml.safe_load((root / 'model-index.yml').read_text())['Import']:
+        yield name, yaml.safe_load((root / name).read_text())['Models']
+
+
+class TestNames:
+    def test_all(self, root):
+        names = [model['Name'] for _, models in metafiles(root) for model in models]
+        assert apis.list_models() == sorted(names)
+        assert {CLASSIFIER, SEGMENTOR} <= set(names)
+
+    def test_pattern(self):
+        assert apis.list_models('mdeq-tiny_1xb64') == [CLASSIFIER]
+        assert apis.list_models('*digit-scenes') == [SEGMENTOR]
+        assert apis.list_models('resnet') == []
+
+    def test_config_path(self, root):
+        for name in apis.list_models():
+            path = Path(apis.config_path(name))
+            assert path.is_file()
+            assert path.stem == name
+            assert path.is_relative_to(root)
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match="no model 'mdeq-tiny_digits'") as error:
+            apis.config_path('mdeq-tiny_digits')
+        assert CLASSIFIER in str(error.value)
+        assert SEGMENTOR not in str(error.value)
+        with pytest.raises(ValueError, match=SEGMENTOR):
+            apis.config_path('')
+
+    @pytest.mark.parametrize('kind', ['checkout', 'wheel', 'editable'])
+    def test_wherever_the_package_lies(self, root, tmp_path, monkeypatch, kind):
+        package = tmp_path / 'mdeq_mm'
+        mim = tmp_path if kind == 'checkout' else package / '.mim'
+        mim.mkdir(parents=True, exist_ok=True)
+        package.mkdir(exist_ok=True)
+        for name in ('configs', 'model-index.yml'):
+            if kind == 'editable':
+                (mim / name).symlink_to(root / name)
+            elif name == 'configs':
+                shutil.copytree(root / name, mim / name)
+            else:
+                shutil.copy(root / name, mim / name)
+        monkeypatch.setattr(model_index, '__file__', str(package / 'model_index.py'))
+        path = apis.config_path(SEGMENTOR)
+        assert path.startswith(str(mim))
+        assert Config.fromfile(path).default_scope == 'mmseg'
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub of mmpretrain, without the models of its own, which take seconds."""
+    monkeypatch.setattr(ModelHub, '_models_dict', {})
+    monkeypatch.setattr(ModelHub, '_ModelHub__mmpretrain_registered', True)
+    return ModelHub
+
+
+class TestRegisterModels:
+    def test_names(self, hub):
+        assert mmpretrain.list_models('mdeq') == []
+        apis.register_models()
+        apis.register_models()
+        assert mmpretrain.list_models('mdeq') == apis.list_models('mdeq')
+        # It could not build them.
+        assert mmpretrain.list_models('fcn') == []
+        named = mmpretrain.list_models('mdeq', task='Image Classification')
+        assert CLASSIFIER in named
+
+    def test_get_model(self, hub):
+        apis.register_models()
+        model = mmpretrain.get_model(CLASSIFIER)
+        assert isinstance(model.backbone, MDEQ)
+        assert model._metainfo.name == CLASSIFIER
+        with pytest.warns(UserWarning, match='Unable to find pre-defined checkpoint'):
+            mmpretrain.get_model(CLASSIFIER, pretrained=True)
+
+    def test_inferencer(self, hub):
+        apis.register_models()
+        kind = mmpretrain.ImageClassificationInferencer
+        assert CLASSIFIER in kind.list_models()
+        inferencer = kind(CLASSIFIER, pretrained=False, device='cpu')
+        (result,) = inferencer(np.zeros((32, 32, 3), np.uint8))
+        assert result['pred_scores'].shape == (10,)
+
+    def test_name_that_is_taken(self, hub, tmp_path):
+        """As of two toolboxes: the stock error."""
+        path = tmp_path / 'metafile.yml'
+        path.write_text(f'Models: [{{Name: {CLASSIFIER}, Config: config.py}}]')
+        hub.register_model_index(path)
+        with pytest.raises(ValueError, match='conflict'):
+            apis.register_models()
+
+    def test_without_mmpretrain(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, 'mmpretrain.apis', None)
+        with pytest.raises(ModuleNotFoundError, match='mmpretrain'):
+            apis.register_models()
+
+    def test_they_are_those_that_mmpretrain_builds(self, root):
+        registered = model_index.MMPRETRAIN_METAFILES
+        for name, models in metafiles(root):
+            scope = Config.fromfile(root / models[0]['Config']).default_scope
+            assert (scope == 'mmpretrain') == (name in registered), name
+
+
+def test_segmentation_inferencer():
+    inferencer = MMSegInferencer(apis.config_path(SEGMENTOR), device='cpu')
+    result = inferencer(np.zeros((64, 64, 3), np.uint8))
+    assert result['predictions'].shape == (64, 64)
+
+
+class TestMetafiles:
+    """What readers of metafiles take for granted."""
+
+    def test_weights(self, root):
+        """mmengine asks for the key. mmpretrain writes null where there are none."""
+        for _, models in metafiles(root):
+            for model in models:
+                assert 'Weights' in model, model['Name']
+
+    def test_readme(self, root):
+        """``mim search`` shows the one of the collection."""
+        index = load_model_index(str(root / 'model-index.yml'))
+        readmes = {one.name: one.readme for one in index.collections}
+        for model in index.models:
+            folder = model.config.rpartition('/')[0]
+            assert readmes[model.in_collection] == f'{folder}/README.md', model.name
