@@ -20,6 +20,7 @@ PACKAGE = 'mdeq_mm'
 # What each room may know. Arrows go down only: a room knows rooms of lines above it.
 MAY_IMPORT = {
     'version': set(),
+    '__main__': set(),
     'compat': set(),
     'deq': set(),
     'models': {'deq'},
