@@ -118,6 +118,20 @@ def freezable_weight_norm(module: nn.Module) -> nn.Module:
     return module
 
 
+def weight_norm_gains(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yields the gains of the normalised weights at any depth of a module.
+
+    A weight is ``g v / ||v||`` per output channel; ``g`` is the gain. Both ways of
+    torch to normalise weights are known.
+    """
+    for part in module.modules():
+        if isinstance(part, ParametrizationList):
+            if type(part[0]).__name__ == '_WeightNorm':  # which torch does not publish
+                yield cast(nn.Parameter, part.original0)
+        elif hasattr(part, 'weight_g') and hasattr(part, 'weight_v'):
+            yield cast(nn.Parameter, part.weight_g)
+
+
 def _rename_older_keys(state_dict: dict, prefix: str, *args: Any) -> None:
     """Lets a module read what torch.nn.utils.weight_norm, the older one, has saved."""
     older, newer = ('weight_g', 'weight_v'), ('original0', 'original1')

@@ -10,10 +10,12 @@ from .hooks import (
     StrictLoadingHook,
     TrajectorySupervisionHook,
 )
+from .optimizers import EquilibriumOptimWrapperConstructor
 
 __all__ = [
     'AtomicCheckpointHook',
     'EquilibriumHook',
+    'EquilibriumOptimWrapperConstructor',
     'ExtraLossHook',
     'ImplicitGradientHook',
     'InitialGuessLossHook',

@@ -249,6 +249,27 @@ class MDEQ(BaseModule):
         """
         return tuple(features[index] for index in self.out_indices)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Returns how deep a parameter lies, for layer-wise learning rates.
+
+        Stem, injection and equilibrium are the layers 0, 1 and 2. The equilibrium is
+        one layer, because all its evaluations share their weights.
+
+        Args:
+            param_name (str): Name of the parameter in the model.
+            prefix (str): What the names of parameters of the backbone begin with.
+                Defaults to ``''``.
+
+        Returns:
+            tuple[int, int]: The layer, and the number of layers. What follows the
+            backbone is the last one.
+        """
+        layers = ('stem', 'injection', 'equilibrium')
+        for depth, name in enumerate(layers):
+            if param_name.startswith(f'{prefix}{name}.'):
+                return depth, len(layers) + 1
+        return len(layers), len(layers) + 1
+
     def switch_to_deploy(self) -> None:
         """Folds weight normalisation into plain weights, for inference.
 
