@@ -340,7 +340,7 @@ def test_trains_and_evaluates(name, tmp_path):
     assert np.isfinite(losses).all()
     if cfg.model.backbone.type == 'MDEQ':
         assert isinstance(runner.model.backbone.equilibrium.mode, Equilibrium)
-        assert 'train/forward_evals' in scalars
+        assert 'train/forward_residual' in scalars
     else:
         assert 'equilibrium' not in cfg.default_hooks
     assert ('train/loss_jacobian' in scalars) == ('-jr_' in name)

@@ -46,8 +46,8 @@ def test_train_and_evaluate(run_tool, root, cifar10, tmp_path, scalars):
     )
     losses = [r for r in scalars(work_dir) if 'loss' in r]
     assert losses[-1]['loss'] < losses[0]['loss']
-    assert 'forward_evals' not in losses[1]
-    assert 'forward_evals' in losses[-1]
+    assert 'forward_residual' not in losses[1]
+    assert 'forward_residual' in losses[-1]
     output = run_tool(
         'test.py',
         *(config, work_dir / 'epoch_2.pth', '--work-dir', tmp_path / 'test'),
@@ -95,8 +95,8 @@ def test_regularised_schedule_is_resumed(
     run_process('train.py', path, '--work-dir', whole, cwd=cifar10)
     records = [record for record in scalars(whole) if 'loss' in record]
     assert len(records) == 12
-    assert not any('forward_evals' in record for record in records[:6])
-    assert all('forward_evals' in record for record in records[6:])
+    assert not any('forward_residual' in record for record in records[:6])
+    assert all('forward_residual' in record for record in records[6:])
     assert any('loss_jacobian' in record for record in records[:6])
 
     killed_training(path, killed, 'iter_9', cifar10)

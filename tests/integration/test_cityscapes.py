@@ -119,7 +119,7 @@ def test_fine_tune_and_evaluate(
         if origin.strip() == f'PretrainedInit: load from {weights}'
     }
     assert loaded == {name for name in origins if name.startswith('backbone.')}
-    assert 'forward_evals' in log
+    assert 'forward_residual' in log
 
     # As the recipe says: the whole image, with the whole budget. In a process of its
     # own, for the memory is that of a process.

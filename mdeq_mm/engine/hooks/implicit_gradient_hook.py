@@ -52,6 +52,9 @@ class ImplicitGradientHook(Hook):
     - ``forward_breakdown``: share of the iterations in which a solve met NaN or Inf;
     - ``adjoint_...``: the same for the adjoint solve, where there is one.
 
+    As long as all iterations since the line before were unrolled, the line has the
+    first two alone: they are ``num_layers``.
+
     It warns of a breakdown and of a mean relative residual above ``warn_residual``,
     once each.
 
@@ -109,9 +112,15 @@ class ImplicitGradientHook(Hook):
         """Checks that there is something to do and calls every part.
 
         Raises:
-            ValueError: If the model has no equilibrium layer.
+            ValueError: If the config asks for a model without equilibrium layer.
         """
-        find_layers(runner.model, type(self).__name__)
+        try:
+            find_layers(runner.model, type(self).__name__)
+        except ValueError as error:
+            if runner.cfg.get('model') is not None:
+                raise
+            # A tool may run the rest of a config with a model of its own.
+            runner.logger.warning('%s. The hook does nothing', error)
         for part in self.parts:
             part.before_run(runner)
 

@@ -16,6 +16,7 @@ from ...deq import (
     ForwardPass,
     Solution,
     SolveStatus,
+    Unrolled,
     equilibrium_layers,
 )
 from ...deq.checks import check_number
@@ -135,12 +136,15 @@ class SolveStatistics(EquilibriumHook):
         self.warn_residual = warn_residual
         self._solves: dict[str, list[SolveNumbers]] = {}
         self._sums: dict[str, SolveSums] = {}
+        # Evaluations and samples of each unrolled pass.
+        self._unrolled: list[tuple[int, int]] = []
         self._said: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
         """Starts with empty sums."""
         super().before_train(runner)
         self._sums = dict(forward=SolveSums(), adjoint=SolveSums())
+        self._unrolled = []
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Starts to observe the layers."""
@@ -152,7 +156,11 @@ class SolveStatistics(EquilibriumHook):
 
     def _note(self, layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
         solution, mode = forward_pass.solution, forward_pass.mode
-        if solution is None or not (layer.trains or is_trained(layer, forward_pass)):
+        if not (layer.trains or is_trained(layer, forward_pass)):
+            return
+        if isinstance(mode, Unrolled):
+            self._unrolled.append((mode.num_layers, len(forward_pass.state)))
+        if solution is None:
             return
         stop_mode = mode.solver.stop_mode if isinstance(mode, Equilibrium) else 'rel'
         self._solves['forward'].append(SolveNumbers.of(solution, stop_mode))
@@ -171,10 +179,21 @@ class SolveStatistics(EquilibriumHook):
                 self._sums[name].add(solves)
         self._solves = {}
         if _is_logged(runner, batch_idx):
+            if self._unrolled and not self._sums['forward'].n_iters:
+                self._publish_unrolled(runner)
+            self._unrolled = []
             for name, sums in self._sums.items():
                 if sums.n_iters:
                     self._publish(runner, name, sums.take())
         super().after_train_iter(runner, batch_idx, *args, **kwargs)
+
+    def _publish_unrolled(self, runner: Runner) -> None:
+        """Says the evaluations, so that a plot of them begins with the first line."""
+        evals, samples = zip(*self._unrolled)
+        total = sum(n_evals * n for n_evals, n in self._unrolled)
+        mean = total / max(sum(samples), 1)
+        runner.message_hub.update_scalar('train/forward_evals', mean)
+        runner.message_hub.update_scalar('train/forward_evals_max', max(evals))
 
     def _publish(self, runner: Runner, name: str, values: dict[str, float]) -> None:
         relative_residual = values.pop('relative_residual')

@@ -1,19 +1,49 @@
 import gc
+import runpy
+import sys
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from torch import nn
 
+from mdeq_mm.__main__ import find_tool
 from mdeq_mm.engine import ImplicitGradientHook
 
+HOOK = dict(type='ImplicitGradientHook')
 EXTRAS = [
     dict(type='JacobianRegularizationHook', weight=0.1),
     dict(type='InitialGuessLossHook'),
     dict(type='TrajectorySupervisionHook', supervise=(2,)),
 ]
 MODEL = dict(type='Classifier', initial_guess=dict(type='ProjectedGuess'))
+
+
+# What vis_scheduler.py reads of a config. It takes custom_hooks over.
+SCHEDULE = f"""
+default_scope = 'mmpretrain'
+default_hooks = dict(param_scheduler=dict(type='ParamSchedulerHook'))
+custom_hooks = [{HOOK}]
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.1))
+param_scheduler = dict(type='MultiStepLR', by_epoch=False, milestones=[2], gamma=0.1)
+train_cfg = dict(by_epoch=True, max_epochs=2)
+train_dataloader = dict(batch_size=2)
+"""
+
+
+class Plain(BaseModel):
+    """A model without equilibrium."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(1, 1)
+
+    def forward(self, images, labels, mode='tensor'):
+        loss = self.fc(images.mean().view(1, 1)).sum()
+        return dict(loss=loss) if mode == 'loss' else [loss]
 
 
 def loss_names(runner):
@@ -42,21 +72,33 @@ class TestImplicitGradientHook:
         )
         runner.train()
         scalars = runner.message_hub.log_scalars
-        assert len(scalars['train/forward_evals'].data[0]) == 1
+        assert len(scalars['train/forward_residual'].data[0]) == 1
         assert len(scalars['val/solver/evals'].data[0]) == 1
 
     def test_model_without_equilibrium(self, make_runner):
-        class Plain(BaseModel):
-            def __init__(self):
-                super().__init__()
-                self.fc = nn.Linear(1, 1)
-
-            def forward(self, images, labels, mode='tensor'):
-                return dict(loss=self.fc(images.mean().view(1, 1)).sum())
-
-        runner = make_runner([dict(type='ImplicitGradientHook')], model=Plain())
+        cfg = Config(dict(model=dict(type='Plain')))
+        runner = make_runner([HOOK], model=Plain(), cfg=cfg)
         with pytest.raises(ValueError, match='EquilibriumLayer.*Plain has none'):
             runner.train()
+
+    def test_model_of_a_tool(self, make_runner, caplog):
+        """As vis_scheduler.py of mmpretrain runs the hooks of a config."""
+        runner = make_runner([HOOK], model=Plain())
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+        assert runner.iter == 6
+        (said,) = [r.getMessage() for r in caplog.records if 'Plain' in r.getMessage()]
+        assert 'has none. The hook does nothing' in said
+
+    def test_stock_tool_that_draws_schedules(self, tmp_path, monkeypatch):
+        tool = str(find_tool('mmpretrain::visualization/vis_scheduler.py'))
+        (tmp_path / 'config.py').write_text(SCHEDULE)
+        arguments = [tool, 'config.py', '--dataset-size', '8', '--not-show']
+        monkeypatch.setattr(sys, 'argv', [*arguments, '--save-path', 'lr.png'])
+        monkeypatch.setenv('MPLBACKEND', 'agg')
+        runpy.run_path(tool, run_name='__main__')
+        plt.close('all')
+        assert (tmp_path / 'lr.png').stat().st_size > 1000
 
     @pytest.mark.parametrize(
         ('arguments', 'match'),
@@ -114,7 +156,7 @@ class TestNothingOutlivesTheRun:
         other = self.make(make_runner, hooks=[], model=model, length=1)
         other.train()
         names = set(other.message_hub.log_scalars)
-        assert 'train/forward_evals' in names
+        assert 'train/forward_residual' in names
         assert not {name for name in names if 'loss_' in name}
 
     def test_after_an_exception(self, make_runner, n_observers):

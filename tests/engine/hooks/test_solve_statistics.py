@@ -2,17 +2,21 @@ import copy
 import gc
 import json
 import logging
+import runpy
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from mmengine.hooks import LoggerHook
 from mmengine.model import BaseModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mdeq_mm.deq import SolveStatus
+from mdeq_mm.__main__ import find_tool
+from mdeq_mm.deq import SolveStatus, Unrolled
 from mdeq_mm.engine.hooks.solve_statistics import (
     SolveNumbers,
     SolveStatistics,
@@ -121,7 +125,9 @@ class TestLogs:
         runner.train()
         log = scalars(runner)
         for step in range(1, 5):
-            assert not NAMES & set(log[step])
+            assert NAMES & set(log[step]) == {'forward_evals', 'forward_evals_max'}
+            assert log[step]['forward_evals'] == 2  # num_layers
+            assert log[step]['forward_evals_max'] == 2
         for step in (5, 6):
             assert set(log[step]) >= NAMES
             assert not any('backward' in name for name in log[step])
@@ -129,6 +135,29 @@ class TestLogs:
             assert 1 <= log[step]['adjoint_evals'] <= 6
             assert log[step]['forward_residual'] > 0
             assert 0 <= log[step]['forward_converged'] <= 1
+
+    def test_a_line_of_both_phases(self, make_runner):
+        """The unrolled iterations of its window are left out."""
+        runner = make_runner([dict(HOOK, pretrain_iters=4)], log_interval=3)
+        solver = dict(type='PicardSolver', max_evals=5, tol=0.0)
+        with runner.model.backbone.equilibrium.using(solver=solver):
+            runner.train()
+        log = scalars(runner)
+        assert [log[step]['forward_evals'] for step in (3, 6)] == [2, 5]
+
+    def test_curves_of_the_stock_tool(self, make_runner, tmp_path, monkeypatch):
+        """It plots what every line has, and looks for it in the first one."""
+        runner = make_runner([dict(HOOK, pretrain_iters=3)])
+        runner.train()
+        (log,) = Path(runner._log_dir).glob('vis_data/2*.json')
+        tool = str(find_tool('mmpretrain::analysis_tools/analyze_logs.py'))
+        out = tmp_path / 'curve.png'
+        arguments = [tool, 'plot_curve', str(log), '--keys', 'forward_evals']
+        monkeypatch.setattr(sys, 'argv', [*arguments, '--out', str(out)])
+        monkeypatch.setenv('MPLBACKEND', 'agg')
+        runpy.run_path(tool, run_name='__main__')
+        plt.close('all')
+        assert out.stat().st_size > 1000
 
     def test_statistics_are_means_over_the_batch(self, make_runner):
         runner = make_runner([HOOK], length=1)
@@ -323,6 +352,18 @@ class TestWhatIsObserved:
 
         log = train(SolveStatistics(), model=WithTeacher().train())
         assert log['forward_breakdown'][-1] == 0
+
+    def test_several_unrolled_passes(self, toy_model, train):
+        """Of several images each, with depths of their own."""
+        layer = toy_model.layer
+        layer.mode = layer.unrolled
+
+        def another():
+            with layer.using(mode=Unrolled(6)):
+                toy_model(torch.rand(1, 4))
+
+        log = train(SolveStatistics(), n_iters=2, interval=2, in_iteration=another)
+        assert log == {'forward_evals': [3.0], 'forward_evals_max': [6]}
 
     def test_evaluation_in_an_iteration_is_left_out(self, toy_model, train):
         def evaluate():
