@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from .activation_checkpointing import check_activation_checkpointing
 from .base import find_layers
 from .equilibrium_schedule import EquilibriumSchedule
 from .metric_observation import MetricObservation
@@ -124,7 +125,17 @@ class ImplicitGradientHook(Hook):
         for part in self.parts:
             part.before_run(runner)
 
-    before_train = _each('before_train')
+    def before_train(self, runner: Runner) -> None:
+        """Checks what the config asks for and calls every part.
+
+        Raises:
+            ValueError: If ``activation_checkpointing`` of mmengine is asked for where
+                it cannot work.
+        """
+        check_activation_checkpointing(runner)
+        for part in self.parts:
+            part.before_train(runner)
+
     before_train_iter = _each('before_train_iter')
     after_train_iter = _each('after_train_iter')
     after_train = _each('after_train')
