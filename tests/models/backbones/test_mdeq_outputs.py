@@ -6,6 +6,8 @@ import mmpretrain.models  # noqa: F401
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from mdeq_mm.deq import PicardSolver, Unrolled
 from mdeq_mm.models import MDEQ
@@ -127,3 +129,30 @@ def test_they_hold_nothing():
     model = small()
     assert not list(model.outputs.parameters())
     assert not [key for key in model.state_dict() if key.startswith('outputs')]
+
+
+class TestGraph:
+    """What ``SummaryWriter.add_graph`` traces."""
+
+    def nodes(self, model, tmp_path):
+        with SummaryWriter(tmp_path) as writer:
+            writer.add_graph(model, torch.rand(1, 3, 64, 64))
+        events = EventAccumulator(str(tmp_path)).Reload()
+        return [node.name for node in events.Graph().node]
+
+    def test_unrolled(self, tmp_path):
+        """The way that the error names."""
+        model = classifier(BACKBONE, 16)
+        with model.backbone.equilibrium.using(mode=Unrolled(2)):
+            nodes = self.nodes(model, tmp_path)
+        assert any('EquilibriumLayer[equilibrium]' in name for name in nodes)
+        assert any('LinearClsHead[head]' in name for name in nodes)
+
+    def test_stock_control(self, tmp_path):
+        nodes = self.nodes(classifier(*CLASSIFIERS['ResNet'][:2]), tmp_path)
+        assert any('LinearClsHead[head]' in name for name in nodes)
+
+    def test_solve(self, tmp_path):
+        """Its length depends on the images, which a graph cannot say."""
+        with pytest.raises(RuntimeError, match=r'`with layer.using\(mode=Unrolled'):
+            self.nodes(classifier(BACKBONE, 16), tmp_path)
