@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
 from mdeq_mm.deq import PicardSolver, Unrolled
@@ -123,6 +124,21 @@ def test_a_hook_that_replaces_the_output():
     finest, coarsest = model(torch.rand(1, 3, 32, 32))
     assert finest.any()
     assert not coarsest.any()
+
+
+@pytest.mark.parametrize('gradient', ['ImplicitGradient', 'PhantomGradient'])
+def test_changes_in_place(calm, gradient):
+    """As heads make that begin with ``ReLU(inplace=True)``."""
+    model = calm(small(gradient=dict(type=gradient)))
+    images = torch.rand(2, 3, 33, 47)
+    gradients = []
+    for inplace in (False, True):
+        model.zero_grad()
+        outputs = [functional.relu(x, inplace=inplace) for x in model(images)]
+        sum(output.square().sum() for output in outputs).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for expected, actual in zip(*gradients):
+        assert torch.equal(actual, expected)
 
 
 def test_they_hold_nothing():
