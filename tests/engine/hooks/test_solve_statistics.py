@@ -365,6 +365,17 @@ class TestWhatIsObserved:
         log = train(SolveStatistics(), n_iters=2, interval=2, in_iteration=another)
         assert log == {'forward_evals': [3.0], 'forward_evals_max': [6]}
 
+    def test_every_line_is_of_its_own_iterations(self, toy_model, train):
+        layer = toy_model.layer
+        depths = iter((2, 2, 4, 4))
+
+        def deepen():
+            layer.mode = Unrolled(next(depths))
+
+        layer.mode = Unrolled(2)
+        log = train(SolveStatistics(), n_iters=4, interval=2, in_iteration=deepen)
+        assert log == {'forward_evals': [2, 3], 'forward_evals_max': [2, 4]}
+
     def test_evaluation_in_an_iteration_is_left_out(self, toy_model, train):
         def evaluate():
             toy_model.eval()
