@@ -167,11 +167,15 @@ class TestGains:
     @pytest.mark.parametrize(
         'constructor', ['DefaultOptimWrapperConstructor', MMPRETRAIN]
     )
-    def test_stock_constructors_decay_them(self, constructor):
-        """What this one is for."""
-        found = settings(classifier(SMALL), constructor, norm_decay_mult=0.0)
-        gains = [found[name] for name in found if name.endswith('original0')]
-        assert {decay for _, decay in gains} == {DECAY}
+    def test_by_stock_constructors(self, constructor):
+        """They decay them, unless they are named."""
+        keys = {'.original0': dict(decay_mult=0.0)}
+        for expected, named in ((DECAY, {}), (0, dict(custom_keys=keys))):
+            found = settings(
+                classifier(SMALL), constructor, norm_decay_mult=0.0, **named
+            )
+            gains = [found[name] for name in found if name.endswith('original0')]
+            assert {decay for _, decay in gains} == {expected}
 
     def test_nothing_else_changes(self):
         model = classifier(SMALL)
