@@ -11,6 +11,7 @@ from .hooks import (
     TrajectorySupervisionHook,
 )
 from .optimizers import EquilibriumOptimWrapperConstructor
+from .runner import MultiTaskTestLoop, MultiTaskTrainLoop, MultiTaskValLoop
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -21,6 +22,9 @@ __all__ = [
     'InitialGuessLossHook',
     'JacobianRegularizationHook',
     'ModelCall',
+    'MultiTaskTestLoop',
+    'MultiTaskTrainLoop',
+    'MultiTaskValLoop',
     'RandomStateHook',
     'StrictLoadingHook',
     'TrajectorySupervisionHook',
