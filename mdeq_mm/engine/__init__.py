@@ -12,6 +12,12 @@ from .hooks import (
 )
 from .optimizers import EquilibriumOptimWrapperConstructor
 from .runner import MultiTaskTestLoop, MultiTaskTrainLoop, MultiTaskValLoop
+from .runner import (
+    MultiTaskTestLoop,
+    MultiTaskTrainLoop,
+    MultiTaskValLoop,
+    task_config,
+)
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -28,4 +34,5 @@ __all__ = [
     'RandomStateHook',
     'StrictLoadingHook',
     'TrajectorySupervisionHook',
+    'task_config',
 ]

@@ -180,10 +180,11 @@ def _check_tasks(tasks: Any) -> None:
             )
         if not isinstance(cfg, Mapping):
             raise TypeError(f'tasks.{name} must be a dict, got {cfg!r}')
-        if 'backbone' in cfg:
+        own = [key for key in ('backbone', 'pretrained') if cfg.get(key) is not None]
+        if own:
             raise ValueError(
-                f'tasks.{name} must have no backbone, because all tasks share that of '
-                'the MultiTaskModel'
+                f'tasks.{name} must have no {own[0]}: the backbone of all tasks, and '
+                'its init_cfg, is an argument of the MultiTaskModel'
             )
 
 
