@@ -1,4 +1,4 @@
-_base_ = ['../_base_/mdeq_runtime.py']
+_base_ = ['../_base_/mdeq_runtime.py', '../_base_/multi_task_runtime.py']
 
 # ruff: noqa: E402
 from mmengine import Config
@@ -12,6 +12,7 @@ scenes = Config.fromfile(
 )
 backbone = scenes.model.pop('backbone')
 digits.model.pop('backbone')
+digits.model.data_preprocessor = digits.data_preprocessor
 digits.model.neck[0].update(
     in_channels=backbone.arch.channels, head_channels=[8, 16, 32]
 )
@@ -21,11 +22,7 @@ model = dict(
     type='MultiTaskModel',
     backbone=backbone,
     tasks=dict(
-        digits=dict(
-            digits.model,
-            _scope_='mmpretrain',
-            data_preprocessor=digits.data_preprocessor,
-        ),
+        digits=dict(digits.model, _scope_='mmpretrain'),
         scenes=dict(scenes.model, _scope_='mmseg'),
     ),
 )
@@ -34,21 +31,13 @@ val_dataloader = dict(digits=digits.val_dataloader, scenes=scenes.val_dataloader
 val_evaluator = dict(digits=digits.val_evaluator, scenes=scenes.val_evaluator)
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
+del Config, digits, scenes, backbone
 
 iters = 500
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.01))
+train_cfg = dict(max_iters=iters, val_interval=iters)
 param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=iters, by_epoch=False)
 ]
-train_cfg = dict(type='MultiTaskTrainLoop', max_iters=iters, val_interval=iters)
-val_cfg = dict(type='MultiTaskValLoop')
-test_cfg = dict(type='MultiTaskTestLoop')
-log_processor = dict(by_epoch=False)
-randomness = dict(seed=0)
-
-default_scope = 'mmengine'
 default_hooks = _base_.mdeq_hooks
 default_hooks.equilibrium.pretrain_iters = 375
 default_hooks.checkpoint.update(by_epoch=False, interval=iters)
-default_hooks.logger = dict(type='LoggerHook', interval=20, log_metric_by_epoch=False)
-del Config, digits, scenes, backbone
