@@ -180,10 +180,16 @@ def build_test_loader(cfg: Config) -> DataLoader:
     """Builds the data loader that a config tests with.
 
     Raises:
-        ValueError: If the config has none.
+        ValueError: If the config has none, or one for each of several tasks.
     """
     if cfg.get('test_dataloader') is None:
         raise ValueError(f'{_name_of(cfg)} must have a test_dataloader, it has none')
+    if 'dataset' not in cfg.test_dataloader:
+        raise ValueError(
+            f'{_name_of(cfg)} must have the test_dataloader of one task, got those of '
+            f'{", ".join(cfg.test_dataloader)}; tools/misc/split_multitask.py cuts one '
+            'task out'
+        )
     with toolbox(cfg):
         return Runner.build_dataloader(cfg.test_dataloader)
 

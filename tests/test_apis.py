@@ -247,6 +247,11 @@ class TestBuildTestLoader:
         with pytest.raises(ValueError, match='must have a test_dataloader'):
             apis.build_test_loader(small(**settings))
 
+    def test_of_several_tasks(self):
+        loaders = dict(cats=dict(dataset=dict()), streets=dict(dataset=dict()))
+        with pytest.raises(ValueError, match='of one task, got those of cats, streets'):
+            apis.build_test_loader(small(test_dataloader=loaders))
+
 
 class TestImageShape:
     def test_of_the_preprocessor(self, root):

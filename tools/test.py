@@ -71,6 +71,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     cfg.load_from = args.checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
+    loaders = cfg.get('test_dataloader') or {}
+    if args.out is not None and loaders and 'dataset' not in loaders:
+        raise ValueError(
+            f'--out needs the config of one task, {args.config} is of '
+            f'{", ".join(loaders)}; tools/misc/split_multitask.py cuts one out'
+        )
     if args.show_dir is not None:
         write_painted_images(cfg, args.show_dir)
     if args.tta:

@@ -109,6 +109,13 @@ def select_splits(cfg: Config, wanted: Optional[Sequence[str]] = None) -> list[s
             f'{", ".join(present) or "which has none"}, '
             f'got {", ".join(wanted or SPLITS)}'
         )
+    for split in present:
+        loaders = cfg[f'{split}_dataloader']
+        if 'dataset' not in loaders:
+            raise ValueError(
+                f'{cfg.filename} must be of one task, {split}_dataloader is of '
+                f'{", ".join(loaders)}: check the configs of the tasks'
+            )
     return [split for split in present if wanted is None or split in wanted]
 
 

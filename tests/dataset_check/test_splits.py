@@ -72,6 +72,11 @@ class TestSelectSplits:
         with pytest.raises(ValueError, match='train, val, got test$'):
             select_splits(cfg, ['test'])
 
+    def test_of_several_tasks(self, cfg):
+        cfg.val_dataloader = dict(cats=cfg.val_dataloader, dogs=cfg.val_dataloader)
+        with pytest.raises(ValueError, match='one task, val_dataloader is of cats, d'):
+            select_splits(cfg)
+
 
 def test_duplicates():
     train = Split('train', images={bytes([i]): f'train {i}' for i in range(20)})

@@ -8,6 +8,7 @@ from mdeq_mm.engine import StrictLoadingHook
 
 SEGMENTOR = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 CITYSCAPES = 'configs/segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py'
+MULTITASK = 'configs/multitask/mdeq-micro_1xb64-1xb8-500_digits-digit-scenes.py'
 CLASSIFIER = 'configs/classification/mdeq-tiny_1xb64_digits.py'
 
 
@@ -75,6 +76,12 @@ def test_out(tool, evaluate, capsys):
     with pytest.raises(SystemExit):
         tool.main(['config.py', 'model.pth', '--out', 'results.json'])
     assert '--out must end in .pkl or .pickle' in capsys.readouterr().err
+
+
+def test_out_of_several_tasks(evaluate):
+    with pytest.raises(ValueError, match='--out needs .* one task, .* digits, scenes;'):
+        evaluate('--out', 'results.pkl', config=MULTITASK)
+    assert evaluate(config=MULTITASK).cfg.model.type == 'MultiTaskModel'
 
 
 class TestShowDir:
