@@ -36,7 +36,21 @@ class JointLoader(MultiTaskLoader):
 
     Each task goes through its own data, and begins them anew when they are used up. The
     length is that of the longest data loader.
+
+    Args:
+        loaders (dict[str, DataLoader]): The data loader of each task.
+
+    Raises:
+        ValueError: If a task has no batch.
     """
+
+    def __init__(self, loaders: Mapping[str, DataLoader]) -> None:
+        super().__init__(loaders)
+        for task, loader in self.loaders.items():
+            if not len(loader):
+                raise ValueError(
+                    f'every task must have a batch to train on, {task} has none'
+                )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         iterators = {task: _endless(loader) for task, loader in self.loaders.items()}
@@ -103,5 +117,7 @@ def _endless(loader: DataLoader) -> Iterator[Any]:
     while True:
         yield from loader
         epoch += 1
-        if hasattr(loader.sampler, 'set_epoch'):
-            loader.sampler.set_epoch(epoch)
+        # A batch sampler of a config holds the sampler that a plain loader has itself.
+        for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(epoch)

@@ -18,9 +18,9 @@ class MultiTaskModel(BaseModel):
     """Trains stock models of several tasks that share one backbone.
 
     This model has nothing to do with equilibria: any backbone will do, and any models
-    of the toolboxes that call ``self.backbone``. It is no matter of several labels of
-    one image, for which MMPretrain has ``MultiTaskHead`` and ``MultiTaskDataset``: here
-    each task has images, a data preprocessor and heads of its own.
+    of the toolboxes that call ``self.backbone``. Each task has images, a data
+    preprocessor and heads of its own. For several labels of one image MMPretrain has
+    ``MultiTaskHead`` and ``MultiTaskDataset``.
 
     Data are dicts with one batch per task, as :class:`MultiTaskTrainLoop` and
     :class:`MultiTaskValLoop` give them; losses and predictions come back by task. The
@@ -173,10 +173,11 @@ def _check_tasks(tasks: Any) -> None:
         raise TypeError(f'tasks must be a dict with a model per name, got {tasks!r}')
     for name, cfg in tasks.items():
         # mmengine adds up all values whose names have "loss" in them.
-        if not (isinstance(name, str) and name.isidentifier()) or 'loss' in name:
+        is_name = isinstance(name, str) and name.isidentifier() and 'loss' not in name
+        if not is_name or hasattr(ModuleDict, name):
             raise ValueError(
                 'a name in tasks must be an identifier of Python without "loss" in it, '
-                f'got {name!r}'
+                f'and no attribute of a ModuleDict, got {name!r}'
             )
         if not isinstance(cfg, Mapping):
             raise TypeError(f'tasks.{name} must be a dict, got {cfg!r}')

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import BatchSampler
 
 from mdeq_mm.checkpoints import check_training_checkpoint
 from mdeq_mm.deq import Equilibrium
@@ -205,6 +206,17 @@ class TestLoaders:
             assert sorted(epoch) == list(range(6))
         assert len({tuple(epoch) for epoch in epochs}) > 1
 
+    def test_batch_sampler_of_a_config(self, make):
+        """Its sampler shuffles anew, too."""
+        settings = loaders(classes=4, pixels=2)
+        settings['classes']['batch_sampler'] = dict(type=BatchSampler, drop_last=True)
+        joint = make(train_dataloader=settings).train_loop.dataloader
+        batches = [
+            [sample.index for sample in batch['classes']['data_samples']]
+            for batch in islice(joint, 4)
+        ]
+        assert len({tuple(batch) for batch in batches}) > 1
+
     def test_in_turn(self, make):
         loader = make().val_loop.dataloader
         assert isinstance(loader, SequentialLoader)
@@ -221,6 +233,15 @@ class TestErrors:
                 'train_dataloader must be a dict with a data loader per task',
             ),
             (dict(train_dataloader=loaders(classes=4)), 'it lacks pixels'),
+            (
+                dict(
+                    train_dataloader=dict(
+                        loaders(pixels=2),
+                        classes=dict(loaders(classes=8)['classes'], drop_last=True),
+                    )
+                ),
+                'must have a batch to train on, classes has none',
+            ),
             (
                 dict(train_dataloader=loaders(classes=4, boxes=2)),
                 'tasks of the model, classes, pixels, got classes, boxes',

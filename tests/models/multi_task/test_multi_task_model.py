@@ -217,7 +217,8 @@ class TestErrors:
             (dict(tasks=[dict()]), 'tasks must be a dict with a model per name'),
             (dict(tasks=dict(a=3)), 'tasks.a must be a dict, got 3'),
             (dict(tasks={'a b': dict()}), "identifier of Python .*got 'a b'"),
-            (dict(tasks=dict(glossy=dict())), 'without "loss" in it, got \'glossy\''),
+            (dict(tasks=dict(glossy=dict())), 'without "loss" in it, .*got \'glossy\''),
+            (dict(tasks=dict(keys=dict())), "attribute of a ModuleDict, got 'keys'"),
             (
                 dict(tasks=dict(a=dict(backbone=dict()))),
                 'tasks.a must have no backbone: .* argument of the MultiTaskModel',
