@@ -18,8 +18,8 @@ import torch
 from mmengine.utils import ManagerMixin
 
 TOOLS = Path(__file__).resolve().parents[1] / 'tools'
-# Options of a tool that runs in this process. Workers are forked, and what is forked from
-# a process with threads, as the tests have some, may wait for ever.
+# Options of a tool that runs in this process. Workers are forked, and what is forked
+# from a process with threads, as the tests have some, may wait for ever.
 NO_WORKERS = (
     '--cfg-options',
     *(

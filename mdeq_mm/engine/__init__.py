@@ -11,7 +11,6 @@ from .hooks import (
     TrajectorySupervisionHook,
 )
 from .optimizers import EquilibriumOptimWrapperConstructor
-from .runner import MultiTaskTestLoop, MultiTaskTrainLoop, MultiTaskValLoop
 from .runner import (
     MultiTaskTestLoop,
     MultiTaskTrainLoop,

@@ -8,8 +8,8 @@ import torch
 from ..interrupted import write_config
 
 pytestmark = pytest.mark.versions
-# The interruption falls into the unrolled iterations, and what is resumed goes on to the
-# equilibrium.
+# The interruption falls into the unrolled iterations, and what is resumed goes on to
+# the equilibrium.
 SHORT = dict(workers=0, iters=6, interval=2, pretrain_iters=3)
 
 

@@ -119,5 +119,6 @@ def _endless(loader: DataLoader) -> Iterator[Any]:
         epoch += 1
         # A batch sampler of a config holds the sampler that a plain loader has itself.
         for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
-            if hasattr(sampler, 'set_epoch'):
-                sampler.set_epoch(epoch)
+            set_epoch = getattr(sampler, 'set_epoch', None)
+            if set_epoch is not None:
+                set_epoch(epoch)
