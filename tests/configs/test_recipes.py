@@ -287,7 +287,8 @@ def test_none_is_forgotten(root):
     names = {
         path.stem
         for data in N_IMAGES
-        for path in (root / 'configs').glob(f'*/*_{data}*.py')
+        for folder in ('classification', 'segmentation')
+        for path in (root / 'configs' / folder).glob(f'*_{data}*.py')
     }
     assert names == {recipe.name for recipe in RECIPES}
 
