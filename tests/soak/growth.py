@@ -174,6 +174,7 @@ def train_and_predict(n_steps: int) -> tuple[dict[str, int], list[str]]:
         InitialGuessLossHook(),
     ]
     runner = SimpleNamespace(
+        cfg={},
         model=model,
         iter=0,
         epoch=0,
