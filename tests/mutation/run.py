@@ -144,6 +144,8 @@ def run_tests(copy: Path, run: Run, log: Path, answer: Connection) -> None:
     sys.path[:] = [str(copy), *(path for path in sys.path if not _is_ours(path))]
     watcher = Watcher()
     arguments = ['-x', '-m', 'not slow', '-p', 'no:cacheprovider', '-q']
+    # The settings of pytest name its options.
+    arguments += ['-p', 'pytest_timeout']
     # Others may use the processor, too.
     arguments += ['-p', 'no:time_limit', *run.tests]
     code = int(import_module('pytest').main(arguments, plugins=[watcher]))
