@@ -105,7 +105,7 @@ class PreviousGuess(InitialGuess):
         """Keeps a copy of the state in inference."""
         if self._is_inference():
             key = self._key_of(len(state), layout, state.dtype, state.device)
-            # A copy, because the layers behind may change the features in place.
+            # A copy, because whoever is given the pass may change its state in place.
             self._previous = key, state.clone()
 
     def reset(self) -> None:

@@ -1315,7 +1315,7 @@ MUTATIONS = (
         'mdeq_mm/deq/initial_guesses.py',
         'key, state.clone()',
         'key, state',
-        ('tests/deq/test_initial_guesses.py', 'tests/deq/test_every_initial_guess.py'),
+        ('tests/deq/test_initial_guesses.py', 'tests/deq/test_guess_properties.py'),
     ),
     Mutation(
         'previous state of other shapes',
