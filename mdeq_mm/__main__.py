@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         'tool',
         help='a file, or TOOLBOX::FILE for one among the tools of an installed '
-        'toolbox, such as mmseg::analysis_tools/get_flops.py',
+        'toolbox, such as mmseg::misc/print_config.py',
     )
     parser.add_argument(
         'arguments', nargs=argparse.REMAINDER, help='what the tool is given'

@@ -53,8 +53,8 @@ class ImplicitGradientHook(Hook):
     - ``forward_breakdown``: share of the iterations in which a solve met NaN or Inf;
     - ``adjoint_...``: the same for the adjoint solve, where there is one.
 
-    As long as all iterations since the line before were unrolled, the line has the
-    first two alone: they are ``num_layers``.
+    If all iterations since the line before were unrolled, a line has the first two
+    alone. Both are then ``num_layers``.
 
     It warns of a breakdown and of a mean relative residual above ``warn_residual``,
     once each.
