@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...deq.checks import check_number
+from .task_statistics import TaskStatistics
 
 
 @MODELS.register_module()
@@ -28,8 +29,12 @@ class MultiTaskModel(BaseModel):
     ``digits/loss``, ``scenes/decode.loss_ce``.
 
     The parameters of the backbone are registered once. The keys of the state dict are
-    ``backbone.*`` and ``tasks.<name>.*``. A model of a task finds the backbone by a
-    stand-in without parameters. :meth:`extract` makes a stock model of it.
+    ``backbone.*``, ``tasks.<name>.*`` and ``statistics.<name>.*``. A model of a task
+    finds the backbone by a stand-in without parameters. :meth:`extract` makes a stock
+    model of it.
+
+    The norms of the backbone have running statistics for each task, see
+    :class:`TaskStatistics`. Those in ``backbone.*`` stay as they were initialised.
 
     Args:
         backbone (dict): Config of the backbone.
@@ -82,6 +87,17 @@ class MultiTaskModel(BaseModel):
         for module in self.tasks.modules():
             if isinstance(module, _Shared):
                 module.owner = (self,)
+        self.statistics = ModuleDict(
+            {name: TaskStatistics(self.backbone) for name in tasks}
+        )
+
+    def init_weights(self) -> None:
+        """Initialises the model; ``init_cfg`` may load statistics of the backbone."""
+        is_first = not self.is_init  # a second training changes nothing
+        super().init_weights()
+        if is_first:
+            for statistics in self.statistics.values():
+                statistics.copy_from(self.backbone)
 
     def forward(self, data: dict[str, Any], mode: str = 'tensor') -> dict[str, Any]:
         """Runs the model of each task on its own batch.
@@ -96,9 +112,10 @@ class MultiTaskModel(BaseModel):
             dict[str, Any]: By task, what its model returns. In mode ``'loss'`` one dict
             with the losses of all tasks.
         """
-        outputs = {
-            name: self.tasks[name](**inputs, mode=mode) for name, inputs in data.items()
-        }
+        outputs = {}
+        for name, inputs in data.items():
+            with self.statistics[name].used_by(self.backbone):
+                outputs[name] = self.tasks[name](**inputs, mode=mode)
         if mode != 'loss':
             return outputs
         return {
@@ -121,6 +138,7 @@ class MultiTaskModel(BaseModel):
         _check_known([task], self.tasks)
         whole = deepcopy(self)
         model = cast(BaseModel, whole.tasks[task])
+        whole.statistics[task].copy_to(whole.backbone)
         model.backbone = whole.backbone
         return model
 

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -130,10 +131,18 @@ class TestSharing:
         )
         keys = set(model.state_dict())
         backbone = {f'backbone.{key}' for key in model.backbone.state_dict()}
-        heads = {
-            key for key in keys if key.startswith(('tasks.classes.', 'tasks.pixels.'))
-        }
-        assert keys == backbone | heads
+        heads, statistics = (
+            {
+                key
+                for key in keys
+                if key.startswith((f'{part}.classes.', f'{part}.pixels.'))
+            }
+            for part in ('tasks', 'statistics')
+        )
+        assert keys == backbone | heads | statistics
+        # Mean, variance and count, for each of two tasks.
+        n_norms = sum(key.endswith('running_mean') for key in backbone)
+        assert len(statistics) == 2 * 3 * n_norms > 0
         assert heads
         assert not any('backbone' in key for key in heads)
 
@@ -181,6 +190,91 @@ class TestSharing:
             actual = scores_of(predictions_of(model, data)['classes'])
         assert torch.equal(actual, expected)
         assert len(calls) == 1
+
+
+class TestStatistics:
+    """Each task has running statistics of its own in the norms of the backbone."""
+
+    @staticmethod
+    def running(module):
+        return {
+            name: buffer.clone()
+            for name, buffer in module.named_buffers()
+            if 'running_' in name
+        }
+
+    def test_are_those_of_a_single_training(self, model):
+        """The images of the other task do not count."""
+        data = batches(classes=3, pixels=2)
+        single = {task: model.extract(task).train() for task in data}
+        for _ in range(2):
+            for task in data:
+                losses_of(single[task], data[task])
+            losses_of(model.train(), data)
+        for task in data:
+            expected = self.running(single[task].backbone)
+            assert expected
+            actual = self.running(model.extract(task).backbone)
+            assert actual.keys() == expected.keys()
+            for name in expected:
+                assert torch.equal(actual[name], expected[name]), name
+        one, two = (self.running(model.extract(task).backbone) for task in data)
+        assert not any(torch.equal(one[name], two[name]) for name in one)
+
+    def test_of_the_backbone_itself_stay(self, model):
+        before = self.running(model.backbone)
+        losses_of(model.train(), batches(classes=3, pixels=2))
+        after = self.running(model.backbone)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+    def test_stay_after_an_error(self, model):
+        before = self.running(model.backbone)
+
+        def fail(*args):
+            raise RuntimeError('out of memory')
+
+        failing = model.backbone.register_forward_hook(fail)
+        with failing, pytest.raises(RuntimeError, match='out of memory'):
+            losses_of(model.train(), batches(classes=3))
+        after = self.running(model.backbone)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+        assert predictions_of(model.eval(), batches(classes=2))
+
+    def test_begin_as_those_of_the_backbone(self):
+        """As where ``init_cfg`` of the backbone loads a checkpoint."""
+        model = MODELS.build(model_config(BACKBONES['ResNet']))
+        with torch.no_grad():
+            for name, buffer in model.backbone.named_buffers():
+                if 'running_' in name:
+                    buffer.add_(1)
+        model.init_weights()
+        expected = self.running(model.backbone)
+        actual = self.running(model.extract('pixels').backbone)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+    def test_stay_when_a_second_training_begins(self):
+        model = build()
+        losses_of(model.train(), batches(pixels=2))
+        before = self.running(model.statistics)
+        model.init_weights()
+        after = self.running(model.statistics)
+        assert all(torch.equal(after[name], before[name]) for name in before)
+
+    def test_several_threads(self):
+        """One predicts for one task, while another does for another task."""
+        model = build(BACKBONES['ResNet'])
+        data = batches(classes=3, pixels=2)
+        for _ in range(3):
+            losses_of(model.train(), data)
+        model.eval()
+        expected = {task: scores_of(predictions_of(model, data)[task]) for task in data}
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [
+                (task, pool.submit(predictions_of, model, {task: data[task]}))
+                for task in [*data] * 20
+            ]
+            for task, job in jobs:
+                assert torch.equal(scores_of(job.result()[task]), expected[task])
 
 
 class TestExtract:
