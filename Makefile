@@ -7,6 +7,7 @@
 # make coverage      how many lines of the package the tests ran with COVERAGE=1
 # make mutation      whether the tests find faults that are put in on purpose
 # make soak          kills, long runs and many threads (up to 25 minutes)
+# make docs          these pages as a site, in docs/_build/html
 # make lint          style and types
 # make format        put the style right
 #
@@ -22,7 +23,7 @@ LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: env env-classic demo test test-slow test-all test-cuda test-classic coverage mutation \
-	soak lint format
+	soak docs lint format
 
 env: $(DEFAULT)/.ready
 
@@ -116,6 +117,16 @@ soak: env
 CLASSIC_TESTS ?= versions
 test-classic: env-classic
 	$(CLASSIC)/$(PYTEST) -m '$(CLASSIC_TESTS)' $(PYTEST_ARGS)
+
+$(DEFAULT)/.docs: requirements/docs.txt $(DEFAULT)/.ready
+	$(DEFAULT)/$(PIP_INSTALL) -r requirements/docs.txt
+	touch $@
+
+# A warning is an error: a link that leads nowhere, a docstring that is no good markup.
+docs: $(DEFAULT)/.docs
+	$(DEFAULT)/bin/python -m sphinx --fail-on-warning --keep-going --quiet \
+		--doctree-dir docs/_build/doctrees docs/en docs/_build/html
+	@echo 'Open docs/_build/html/index.html.'
 
 $(LINT)/.ready: requirements/lint.txt
 	$(PYTHON) -m venv $(LINT)
