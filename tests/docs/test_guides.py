@@ -1,0 +1,102 @@
+"""Commands, configs and tables of the guides are right.
+
+Python blocks with prompts run as doctests. What trains runs in tests of its own.
+"""
+
+import re
+import shlex
+
+import pytest
+from mmengine.config import Config
+
+from ..isolation import TOOLS, load_tool
+
+ROOT = TOOLS.parent
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs/en').rglob('*.md'))]
+PAGES = [page for page in PAGES if 'zoo' not in page.parts]
+BLOCK = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
+# What stands for something of the reader's own.
+OWN = {'configs/segmentation/mine.py'}
+
+
+def blocks(language):
+    return [
+        pytest.param(text, id=f'{page.relative_to(ROOT)}:{number}')
+        for page in PAGES
+        for number, (kind, text) in enumerate(BLOCK.findall(page.read_text()))
+        if kind == language
+    ]
+
+
+def commands():
+    """Returns the words of every command that starts a tool."""
+    found = []
+    for block in blocks('shell'):
+        (text,) = block.values
+        for number, line in enumerate(text.replace('\\\n', ' ').splitlines()):
+            words = shlex.split(line, comments=True)
+            if words[:1] == ['python'] and words[1].startswith('tools/'):
+                found.append(pytest.param(words[1:], id=f'{block.id}.{number}'))
+    return found
+
+
+@pytest.mark.parametrize('words', commands())
+def test_command(words, tmp_path, monkeypatch):
+    """The tool is there and takes these arguments; configs that are named exist."""
+    path, *arguments = words
+    # Some tools look at once whether there is such a file.
+    monkeypatch.chdir(tmp_path)
+    for word in arguments:
+        if word[0] != '-' and '/' not in word:
+            (tmp_path / word).touch()
+    tool = load_tool(path.removeprefix('tools/'))
+    if hasattr(tool, 'parse_args'):
+        tool.parse_args(arguments)
+    else:
+        assert not arguments
+    for word in arguments:
+        if word.startswith('configs/') and word not in OWN:
+            assert (ROOT / word).exists(), word
+
+
+def configs():
+    return [block for block in blocks('python') if '_base_ = ' in block.values[0]]
+
+
+@pytest.mark.parametrize('text', configs())
+def test_config(text, tmp_path):
+    """It can be loaded where the guide says, next to the configs of this project."""
+    folder = tmp_path / 'configs/mine'
+    folder.mkdir(parents=True)
+    for name in ('_base_', 'classification', 'segmentation'):
+        (folder.parent / name).symlink_to(ROOT / 'configs' / name)
+    path = folder / 'config.py'
+    path.write_text(text)
+    cfg = Config.fromfile(path)
+    assert 'MDEQ' in str(cfg.model)
+    assert 'mdeq_mm' in cfg.custom_imports.imports
+
+
+@pytest.mark.parametrize('text', blocks('python'))
+def test_syntax(text):
+    if not text.startswith('>>>'):
+        compile(text, 'block', 'exec')
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_tables_fit_the_screen(page):
+    rows = [line for line in page.read_text().splitlines() if line.startswith('|')]
+    assert [row for row in rows if len(row) > 120] == []
+
+
+def test_every_page_is_in_the_contents():
+    index = (ROOT / 'docs/en/index.md').read_text()
+    for page in PAGES[1:]:
+        name = str(page.relative_to(ROOT / 'docs/en').with_suffix(''))
+        assert name == 'index' or f'\n{name}\n' in index, name
+
+
+def test_nothing_is_found():
+    """The tests above would pass if the blocks were not found."""
+    assert len(commands()) > 20
+    assert len(configs()) >= 3
