@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -28,6 +28,7 @@ from .model_index import config_path, list_models, register_models
 
 __all__ = [
     'build_model',
+    'build_runner',
     'build_test_loader',
     'config_path',
     'equilibrium_layers',
@@ -174,6 +175,11 @@ def load_model(
     model = build_model(cfg)
     load_weights(model, content, str(checkpoint), allow_partial=allow_partial)
     return model.to(get_device() if device is None else device)
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Builds the runner that a config asks for, mmengine's own or a registered one."""
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def build_test_loader(cfg: Config) -> DataLoader:

@@ -29,9 +29,10 @@ MAY_IMPORT = {
     'engine': {'checkpoints', 'deq', 'evaluation', 'models'},
     'model_index': set(),
     'apis': {'checkpoints', 'deq', 'model_index'},
+    'anytime': {'apis', 'deq'},
     'cli': set(),
     'dataset_check': {'apis'},
-    'benchmark': {'apis', 'deq'},
+    'benchmark': {'anytime', 'apis', 'deq'},
     'visualization': {'apis', 'benchmark', 'deq'},
 }
 DEQ_MAY_IMPORT = {'torch', 'mmengine.registry', 'mmengine.utils'}

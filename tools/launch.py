@@ -15,10 +15,9 @@ import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mdeq_mm.apis import load_config
+from mdeq_mm import apis
 from mdeq_mm.checkpoints import Newest, check_training_checkpoint, find_newest
 from mdeq_mm.cli import add_cfg_options, positive_float
 from mdeq_mm.engine import StrictLoadingHook
@@ -53,7 +52,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def load_runner_config(args: argparse.Namespace) -> Config:
     """Loads a config for a runner, with launcher and work directory set."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = load_config(args.config, args.cfg_options)
+    cfg = apis.load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -127,7 +126,7 @@ def check_start(runner: Runner, start: Newest) -> None:
 def build_runner(cfg: Config) -> Runner:
     """Builds the runner of a config, on several processes also without a GPU."""
     prepare_cpu_processes(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    return apis.build_runner(cfg)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Everything that measures: time, memory, counts, solvers, gradients and video."""
 
+from .accuracy import BudgetedTest, accuracy_at_budgets
 from .backbones import (
     STOCK_BACKBONES,
     Case,
@@ -23,12 +24,13 @@ from .solvers import (
     torchdeq_solvers,
 )
 from .sweep import Grid, sweep, sweep_problem
-from .timing import interleave, timed
+from .timing import Stopwatch, interleave, timed
 from .video import Saving, compare_starts, pan, preprocess, read_frames, solve_frames
 
 __all__ = [
     'CELL',
     'STOCK_BACKBONES',
+    'BudgetedTest',
     'Case',
     'GradientCost',
     'Grid',
@@ -36,8 +38,10 @@ __all__ = [
     'Part',
     'Problem',
     'Saving',
+    'Stopwatch',
     'Subject',
     'Work',
+    'accuracy_at_budgets',
     'compare_gradients',
     'compare_starts',
     'convergence_trace',

@@ -11,27 +11,53 @@ import torch
 Name = TypeVar('Name')
 
 
-def timed(case: Callable[[], object], device: Union[str, torch.device]) -> float:
-    """Returns the seconds a call takes.
+class Stopwatch:
+    """Measures the time from a start to a stop.
 
     On CUDA that is the time of the device, elsewhere the processor time.
+
+    Args:
+        device (str or torch.device): Where is computed what is timed.
+    """
+
+    def __init__(self, device: Union[str, torch.device]) -> None:
+        self._on_cuda = torch.device(device).type == 'cuda'
+        self._begin: Any = None
+
+    def start(self) -> None:
+        """Starts."""
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        self._begin = self._now()
+
+    def stop(self) -> float:
+        """Returns the seconds since the start."""
+        end = self._now()
+        if not self._on_cuda:
+            return end - self._begin
+        torch.cuda.synchronize()
+        return self._begin.elapsed_time(end) / 1000
+
+    def _now(self) -> Any:
+        if not self._on_cuda:
+            return time.process_time()
+        events: Any = torch.cuda.Event
+        event = events(enable_timing=True)
+        event.record()
+        return event
+
+
+def timed(case: Callable[[], object], device: Union[str, torch.device]) -> float:
+    """Returns the seconds a call takes, by a :class:`Stopwatch`.
 
     Args:
         case (Callable): What to time.
         device (str or torch.device): Where it computes.
     """
-    if torch.device(device).type != 'cuda':
-        begin = time.process_time()
-        case()
-        return time.process_time() - begin
-    events: Any = torch.cuda.Event
-    start, end = (events(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
+    watch = Stopwatch(device)
+    watch.start()
     case()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+    return watch.stop()
 
 
 def interleave(

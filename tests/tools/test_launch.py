@@ -119,8 +119,10 @@ class TestCpuProcesses:
 
 def test_build_runner(launch, monkeypatch):
     """A config may name a runner of its own."""
-    monkeypatch.setattr(launch.Runner, 'from_cfg', lambda cfg: ('stock', cfg))
-    monkeypatch.setattr(launch.RUNNERS, 'build', lambda cfg: (cfg.runner_type, cfg))
+    monkeypatch.setattr(launch.apis.Runner, 'from_cfg', lambda cfg: ('stock', cfg))
+    monkeypatch.setattr(
+        launch.apis.RUNNERS, 'build', lambda cfg: (cfg.runner_type, cfg)
+    )
     for runner_type, expected in ((None, 'stock'), ('Mine', 'Mine')):
         cfg = dict(launcher='none')
         if runner_type is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional
 
@@ -119,6 +119,35 @@ class FixedPointSolver(ABC):
                 or if both ``keep`` and ``restrict`` are given.
         """
         return loop.solve(self, f, z0, keep, restrict)
+
+    def pauses(
+        self,
+        f: FixedPointFunction,
+        z0: Tensor,
+        at: Optional[Collection[int]] = None,
+        restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+    ) -> Iterator[Solution]:
+        """Solves ``z = f(z)`` as :meth:`solve` does, with pauses.
+
+        ``f`` is called only when the next solution is asked for. Whoever asks for no
+        more has paid for no more.
+
+        Args:
+            f (Callable): See :meth:`solve`.
+            z0 (Tensor): The same.
+            at (Collection[int], optional): Numbers of the evaluations, counted from 1,
+                after which to pause, as far as the solve gets. Defaults to None, after
+                each.
+            restrict (Callable, optional): See :meth:`solve`.
+
+        Yields:
+            Solution: What has been found so far; its samples may still run. The last
+            one, after the end of the solve, is what :meth:`solve` returns.
+
+        Raises:
+            ValueError: As :meth:`solve`.
+        """
+        return loop.pauses(self, f, z0, at, restrict)
 
     def init(self, z0: Tensor) -> MethodState:
         """Returns what the method remembers, before the first evaluation.

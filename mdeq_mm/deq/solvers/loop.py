@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Callable, Optional
 
 import torch
@@ -25,7 +25,6 @@ _BROKEN = (
 _LEAST, _MOST = 1e-12, 1e18
 
 
-@torch.no_grad()
 def solve(
     solver: FixedPointSolver,
     f: FixedPointFunction,
@@ -34,13 +33,56 @@ def solve(
     restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
 ) -> Solution:
     """Runs a method: see :meth:`FixedPointSolver.solve`, which calls this."""
+    if keep and restrict is not None:
+        raise ValueError('keep and restrict cannot be given together')
+    *_, samples = evaluations(solver, f, z0, keep, restrict)
+    if samples.n_broken > 0:
+        warnings.warn(_BROKEN, RuntimeWarning, stacklevel=3)
+    return samples.solution()
+
+
+def pauses(
+    solver: FixedPointSolver,
+    f: FixedPointFunction,
+    z0: Tensor,
+    at: Optional[Collection[int]] = None,
+    restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+) -> Iterator[Solution]:
+    """Runs a method with pauses: see :meth:`FixedPointSolver.pauses`."""
+    run = evaluations(solver, f, z0, restrict=restrict)
+    for number, samples in enumerate(run, start=1):
+        if at is None or number in at or samples.ended:
+            yield samples.solution()
+    if samples.n_broken > 0:
+        warnings.warn(_BROKEN, RuntimeWarning, stacklevel=2)
+
+
+# No context may be open where it yields: it would be open in what the caller does.
+@torch.no_grad()
+def evaluations(
+    solver: FixedPointSolver,
+    f: FixedPointFunction,
+    z0: Tensor,
+    keep: Collection[int] = (),
+    restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+) -> Iterator[Samples]:
+    """Runs a method and yields its books after each evaluation, always the same ones.
+
+    Args:
+        solver (FixedPointSolver): The method.
+        f (Callable): See :meth:`FixedPointSolver.solve`.
+        z0 (Tensor): The same.
+        keep (Collection[int]): The same.
+        restrict (Callable, optional): The same.
+
+    Yields:
+        Samples: The books. They are closed after the last evaluation.
+    """
     if z0.dim() != 2 or not z0.is_floating_point():
         raise ValueError(
             'z0 must be a floating point tensor of shape (B, N), '
             f'got {z0.dtype} of shape {tuple(z0.shape)}'
         )
-    if keep and restrict is not None:
-        raise ValueError('keep and restrict cannot be given together')
     z = z0.detach().to(torch.promote_types(z0.dtype, torch.float32))
     device = z.device.type
     interval = solver.check_interval or (1 if device == 'cpu' else 3)
@@ -65,8 +107,10 @@ def solve(
             samples.observe(z, norm, look=number % interval == 0)
             if number in keep:
                 samples.keep(number, z, norm)
-            if number == solver.max_evals or samples.n_running == 0:
-                break
+        if number == solver.max_evals or samples.n_running == 0:
+            break
+        yield samples
+        with torch.autocast(device, enabled=False):
             if restrict is not None:
                 rows = samples.compact()
                 if rows is not None:
@@ -80,9 +124,8 @@ def solve(
 
     with torch.autocast(device, enabled=False):
         inverse = None if samples.some_left else solver.inverse_jacobian(state)
-    if samples.n_broken > 0:
-        warnings.warn(_BROKEN, RuntimeWarning, stacklevel=3)
-    return samples.solution(inverse)
+    samples.close(inverse)
+    yield samples
 
 
 def refuse_transforms(x: Tensor) -> None:

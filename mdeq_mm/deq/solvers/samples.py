@@ -72,6 +72,7 @@ class Samples:
         running (Tensor): Which samples in the batch run, bool, ``(b,)``.
         n_running (int, optional): How many these are; None where nobody has looked.
         n_broken (int): Samples that are known to have broken down.
+        ended (bool): Whether the books are closed.
     """
 
     def __init__(self, z: Tensor, tol: float) -> None:
@@ -87,6 +88,8 @@ class Samples:
         self._tol = tol
         self._trace: list[Tensor] = []
         self._iterates: dict[int, Tensor] = {}
+        self._inverse_jacobian: Optional[LowRankInverse] = None
+        self.ended = False
         self.running = self._here.status == SolveStatus.RUNNING
         self.n_running: Optional[int] = len(z)
         self.n_broken = self._n_broken_gone = 0
@@ -165,7 +168,7 @@ class Samples:
         active = self.active
         return z if active is None else choose(active, z, self._here.best)
 
-    def solution(self, inverse_jacobian: Optional[LowRankInverse] = None) -> Solution:
+    def close(self, inverse_jacobian: Optional[LowRankInverse] = None) -> None:
         """Closes the books: a sample that still runs has spent its budget.
 
         Args:
@@ -174,14 +177,19 @@ class Samples:
         """
         here = self._here
         here.status = here.status.masked_fill(self.running, SolveStatus.BUDGET_SPENT)
-        everyone = _Progress.merge([here, *self._gone])
+        self._inverse_jacobian = inverse_jacobian
+        self.ended = True
+
+    def solution(self) -> Solution:
+        """Returns what has been found, so far or, with closed books, in the end."""
+        everyone = _Progress.merge([self._here, *self._gone])
         return Solution(
             state=everyone.best,
             residual=everyone.residual,
             status=everyone.status,
             n_evals=everyone.n_evals,
             trace=torch.stack(self._trace).nan_to_num(torch.inf, torch.inf),
-            inverse_jacobian=inverse_jacobian,
+            inverse_jacobian=self._inverse_jacobian,
             iterates=self._iterates,
         )
 

@@ -43,7 +43,7 @@ class Solution:
         residual (Tensor): Its residual in the measure of the solver's ``stop_mode``,
             ``(B,)``; infinite where no evaluation was finite.
         status (Tensor): :class:`SolveStatus` codes, int64, ``(B,)``. No sample is
-            ``RUNNING``.
+            ``RUNNING`` once the solve has ended.
         n_evals (Tensor): Evaluations of ``f`` until the sample stopped, int64,
             ``(B,)``.
         trace (Tensor): Residual of every evaluation, ``(n, B)``. A sample that has

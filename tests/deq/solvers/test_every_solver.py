@@ -72,6 +72,24 @@ class TestSettings:
         assert TASK_UTILS.get(make.func.__name__).__name__ == make.func.__name__
 
 
+class TestPauses:
+    @pytest.mark.parametrize('compact', [False, True])
+    def test_end_as_without_pauses(self, make, compact):
+        spy = Spy(contraction())
+        settings = dict(restrict=spy.restricted if compact else None)
+        f, solver = spy.restricted(slice(None)), make(max_evals=14, tol=1e-3)
+        expected = solver.solve(f, zeros(), **settings)
+        n_calls = spy.n_calls
+        *paused, found = solver.pauses(f, zeros(), **settings)
+        assert spy.n_calls == 2 * n_calls
+        for name in ('state', 'residual', 'status', 'n_evals', 'trace'):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        # Each sample has its best so far, also those that have left the batch.
+        for number, solution in enumerate(paused, start=1):
+            best = expected.trace[:number].min(0).values
+            torch.testing.assert_close(solution.residual, best, rtol=0, atol=0)
+
+
 class TestResults:
     def test_contraction(self, make):
         f = contraction()

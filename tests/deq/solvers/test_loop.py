@@ -7,6 +7,7 @@ import torch
 from torch.autograd import forward_ad
 
 from mdeq_mm.deq import FixedPointSolver, MethodState, SolveStatus
+from mdeq_mm.deq.autocast import autocast_dtype
 from mdeq_mm.deq.solvers import loop
 from mdeq_mm.deq.solvers.loop import norms
 from mdeq_mm.deq.solvers.samples import Samples, choose
@@ -105,6 +106,48 @@ class TestStopping:
         solution = Halfway().solve(lambda z: z, torch.zeros(0, 3))
         assert solution.state.shape == (0, 3)
         assert solution.status.shape == (0,)
+
+
+class TestPauses:
+    def test_nothing_is_evaluated_ahead(self):
+        spy = Spy(contraction())
+        pauses = Halfway(max_evals=9, tol=0.0).pauses(spy, zeros(), at=(2, 5, 40))
+        assert spy.n_calls == 0
+        for expected in (2, 5, 9):
+            solution = next(pauses)
+            assert spy.n_calls == expected
+            assert solution.n_evals.tolist() == [expected] * BATCH_SIZE
+            assert len(solution.trace) == expected
+            running = solution.status == SolveStatus.RUNNING
+            assert running.all() if expected < 9 else not running.any()
+        assert next(pauses, None) is None
+
+    def test_after_each(self):
+        solver = Halfway(max_evals=3, tol=0.0)
+        pauses = list(solver.pauses(contraction(), zeros()))
+        assert [len(solution.trace) for solution in pauses] == [1, 2, 3]
+
+    def test_end_before_a_pause(self):
+        x = torch.ones(1, 2)
+        pauses = Halfway().pauses(lambda z: x, torch.zeros(1, 2), at=[1, 20])
+        assert [int(solution.n_evals) for solution in pauses] == [1, 11]
+
+    def test_nothing_is_open_meanwhile(self):
+        """Neither the mode of autograd nor autocast leaks to whoever gets a pause."""
+        with torch.autocast('cpu', torch.bfloat16):
+            for _ in Halfway(max_evals=3).pauses(contraction(), zeros()):
+                assert torch.is_grad_enabled()
+                assert autocast_dtype('cpu') == torch.bfloat16
+
+    def test_breakdown_is_said(self):
+        pauses = Halfway().pauses(lambda z: z * torch.nan, torch.ones(2, 3))
+        with pytest.warns(RuntimeWarning, match='returned NaN or Inf'):
+            (solution,) = pauses
+        assert (solution.status == SolveStatus.BROKEN_DOWN).all()
+
+    def test_wrong_state(self):
+        with pytest.raises(ValueError, match=r'z0 must .* got .*\(3, 4, 5\)'):
+            next(Halfway().pauses(lambda z: z, torch.zeros(3, 4, 5)))
 
 
 class TestArguments:
@@ -322,6 +365,8 @@ class TestSamples:
     def test_solution(self, samples, look):
         for number in range(3):
             self.observe(samples, number, look)
+        assert samples.solution().status[2] == SolveStatus.RUNNING
+        samples.close()
         solution = samples.solution()
         assert solution.status.tolist() == [
             SolveStatus.CONVERGED,
