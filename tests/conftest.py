@@ -42,6 +42,11 @@ def pytest_addoption(parser):
         help='where the tests marked cuda run: cuda; emu, the pretended accelerator; '
         'or another device of torch; default: %(default)s',
     )
+    parser.addoption(
+        '--write-heads-page',
+        action='store_true',
+        help='write what test_decode_heads.py finds into docs/en/heads.md',
+    )
 
 
 def pytest_configure(config):

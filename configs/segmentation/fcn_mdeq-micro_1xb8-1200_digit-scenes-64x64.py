@@ -8,6 +8,20 @@ _base_ = [
 
 norm_cfg = dict(type='BN', momentum=0.1, requires_grad=True)
 channels = [16, 32, 64]
+branches = dict(in_channels=channels, in_index=[0, 1, 2])
+# What every head on these data has.
+common = dict(
+    num_classes=11,
+    norm_cfg=norm_cfg,
+    dropout_ratio=0,
+    # Nine of ten pixels are background.
+    loss_decode=dict(
+        type='CrossEntropyLoss',
+        use_sigmoid=False,
+        loss_weight=1.0,
+        class_weight=[0.2] + [1.0] * 10,
+    ),
+)
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
     backbone=dict(
@@ -17,15 +31,7 @@ model = dict(
         forward_solver=dict(max_evals=20),
         gradient=dict(solver=dict(max_evals=15, tol=1e-2)),
     ),
-    decode_head=dict(
-        in_channels=channels,
-        in_index=[0, 1, 2],
-        channels=sum(channels),
-        num_classes=11,
-        norm_cfg=norm_cfg,
-        # Nine of ten pixels are background.
-        loss_decode=dict(class_weight=[0.2] + [1.0] * 10),
-    ),
+    decode_head=dict(channels=sum(channels), **branches, **common),
 )
 
 iters = 1200

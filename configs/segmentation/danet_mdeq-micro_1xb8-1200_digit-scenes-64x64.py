@@ -1,0 +1,13 @@
+_base_ = ['./fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py']
+
+model = dict(
+    decode_head=dict(
+        _delete_=True,
+        type='DAHead',
+        input_transform='resize_concat',
+        channels=32,
+        pam_channels=16,
+        **_base_.branches,
+        **_base_.common,
+    )
+)

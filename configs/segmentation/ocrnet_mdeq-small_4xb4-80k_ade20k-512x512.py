@@ -1,0 +1,16 @@
+_base_ = [
+    '../_base_/models/ocrnet_mdeq-small.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/schedules/schedule_80k.py',
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/mdeq_runtime.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(512, 512)),
+    decode_head=[dict(head, num_classes=150) for head in _base_.model.decode_head],
+)
+auto_scale_lr = dict(base_batch_size=4 * 4)
+
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 40000

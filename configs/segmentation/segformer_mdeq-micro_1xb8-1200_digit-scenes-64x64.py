@@ -1,0 +1,11 @@
+_base_ = ['./fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py']
+
+model = dict(
+    decode_head=dict(
+        _delete_=True,
+        type='SegformerHead',
+        channels=32,
+        **_base_.branches,
+        **_base_.common,
+    )
+)

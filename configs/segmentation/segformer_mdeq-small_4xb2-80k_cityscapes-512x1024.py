@@ -1,0 +1,13 @@
+_base_ = [
+    '../_base_/models/segformer_mdeq-small.py',
+    'mmseg::_base_/datasets/cityscapes.py',
+    'mmseg::_base_/schedules/schedule_80k.py',
+    'mmseg::_base_/default_runtime.py',
+    '../_base_/mdeq_runtime.py',
+]
+
+model = dict(data_preprocessor=dict(size=(512, 1024)))
+auto_scale_lr = dict(base_batch_size=4 * 2)
+
+default_hooks = _base_.mdeq_hooks
+default_hooks.equilibrium.pretrain_iters = 40000
