@@ -138,7 +138,7 @@ FAULTS = {
 NOTES = {
     'LightHamHead': '`rand_init=False`: else a prediction is random',
     'LRASPPHead': 'pools 49x49: its coarsest map must be as large',
-    'LRASPPHead, larger': 'the same head, maps large enough',
+    'LRASPPHead, larger': '`downsample_times=0`: strides 1, 2 and 4',
     'Mask2FormerHead': 'needs MMDetection',
     'MaskFormerHead': 'needs MMDetection',
     'PSAHead': 'needs a compiled op: install `mmcv`, not `mmcv-lite`',
