@@ -7,9 +7,16 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from mmengine.hooks import Hook
+from mmengine.model import BaseAveragedModel
 from mmengine.runner import Runner
+from torch import nn
 
-from ...deq import EquilibriumGradient, FixedPointSolver, equilibrium_layers
+from ...deq import (
+    EquilibriumGradient,
+    EquilibriumLayer,
+    FixedPointSolver,
+    equilibrium_layers,
+)
 from ...deq.builder import build
 from ...deq.checks import check_int
 
@@ -21,7 +28,9 @@ class EquilibriumSchedule(Hook):
 
     They are unrolled first and then at the equilibrium, with the solver and gradient of
     the phase that the iteration falls into. The mode follows from ``runner.iter``
-    alone. Layers that do not train, such as a frozen teacher, keep their own.
+    alone. A running average of the weights within the model, such as the target network
+    of BYOL, takes the mode of what it averages. Other layers that do not train, such as
+    a frozen teacher, keep their own.
 
     The state dict carries whether a layer is unrolled. The phase of a checkpoint is
     that of its last training iteration.
@@ -78,12 +87,13 @@ class EquilibriumSchedule(Hook):
         settings = {} if unrolled else self._settings(runner.iter)
         is_new = (unrolled, settings) != self._announced
         self._announced = unrolled, settings
+        averages = _averages(runner.model)
         for layer in equilibrium_layers(runner.model):
-            if not layer.trains:
+            if not (layer.trains or layer in averages):
                 continue
             mode = layer.unrolled if unrolled else replace(layer.configured, **settings)
             layer.mode = mode
-            if is_new:
+            if is_new and layer not in averages:
                 runner.logger.info(
                     'MDEQ trains %s from iteration %d on: %r',
                     'unrolled' if unrolled else 'at the equilibrium',
@@ -101,9 +111,11 @@ class EquilibriumSchedule(Hook):
         # meta counts the iterations that are done; the last one decides.
         settings = self._settings(meta.get('iter', 0) - 1)
         unrolled = meta.get(self.LEGACY_KEY, False)
+        averages = _averages(runner.model)
         for layer in equilibrium_layers(runner.model):
             # The model may be in evaluation mode by now, so trains says nothing.
-            if any(parameter.requires_grad for parameter in layer.parameters()):
+            trains = any(parameter.requires_grad for parameter in layer.parameters())
+            if trains or layer in averages:
                 mode = replace(layer.configured, **settings)
                 layer.mode = layer.unrolled if unrolled else mode
 
@@ -120,6 +132,16 @@ class EquilibriumSchedule(Hook):
             if begin <= iteration:
                 settings = changed
         return settings
+
+
+def _averages(model: nn.Module) -> set[EquilibriumLayer]:
+    """Returns the layers that hold a running average of the weights of others."""
+    return {
+        layer
+        for module in model.modules()
+        if isinstance(module, BaseAveragedModel)
+        for layer in equilibrium_layers(module)
+    }
 
 
 def _build_phase(phase: Any) -> tuple[int, dict[str, Any]]:

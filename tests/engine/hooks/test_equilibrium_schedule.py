@@ -1,8 +1,10 @@
 import copy
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
+from mmengine.model import ExponentialMovingAverage
 from torch import nn
 
 from mdeq_mm.deq import Equilibrium, PhantomGradient, PicardSolver, Unrolled
@@ -156,6 +158,40 @@ class TestFrozenLayers:
         layer = runner.model.backbone.equilibrium
         assert spy.train == []  # the layer is in evaluation mode throughout
         assert spy.val == [layer.configured] * 6
+
+
+class TestRunningAverages:
+    """A target network takes the mode of the network whose average it is."""
+
+    def test_mode(self, make_fake_runner):
+        online = MDEQ(arch=dict(channels=(8, 16), num_groups=4))
+        target = ExponentialMovingAverage(online)
+        model = nn.ModuleDict(dict(online=online, target=target)).train()
+        hook = EquilibriumSchedule(
+            pretrain_iters=1, phases=[dict(begin=2, forward_solver=LOOSE)]
+        )
+        runner = make_fake_runner(model)
+        layer, average = online.equilibrium, target.module.equilibrium
+        loose = PicardSolver(max_evals=2)
+        for runner.iter in range(3):
+            hook.before_train_iter(runner)
+            if runner.iter == 0:
+                assert layer.mode == average.mode == layer.unrolled
+            else:
+                expected = layer.configured.solver if runner.iter == 1 else loose
+                assert layer.mode.solver == average.mode.solver == expected
+        average.mode = average.configured
+        hook.after_load_checkpoint(runner, dict(meta=dict(iter=3)))
+        assert average.mode.solver == loose
+
+    def test_is_announced_once(self, make_fake_runner, caplog):
+        online = MDEQ(arch=dict(channels=(8, 16), num_groups=4))
+        target = ExponentialMovingAverage(online)
+        model = nn.ModuleDict(dict(online=online, target=target)).train()
+        with caplog.at_level(logging.INFO):
+            EquilibriumSchedule().before_train_iter(make_fake_runner(model))
+        said = [r for r in caplog.records if 'MDEQ trains' in r.getMessage()]
+        assert len(said) == 1
 
 
 @pytest.mark.versions
