@@ -66,7 +66,7 @@ def prediction_budget(
     layers = equilibrium_layers(model)
     if not layers:
         single_layer(model)  # which says so
-    changes = {
+    changes: dict[str, Any] = {
         name: value
         for name, value in dict(max_evals=max_evals, tol=tol).items()
         if value is not None

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import METRICS
 
 from mdeq_mm.benchmark import accuracy_at_budgets
@@ -7,6 +8,15 @@ from mdeq_mm.deq import Unrolled
 
 HOOKS = [dict(type='ImplicitGradientHook')]
 STATISTICS = dict(type='SolverStatistics', tolerances=())
+
+
+class Beginnings(Hook):
+    """Counts runs."""
+
+    count = 0
+
+    def before_run(self, runner):
+        self.count += 1
 
 
 @pytest.fixture
@@ -75,8 +85,11 @@ def test_checkpoint_is_loaded_once(runner, tmp_path):
     state['fc.bias'] += 1
     torch.save(dict(state_dict=state), tmp_path / 'model.pth')
     run = runner(load_from=str(tmp_path / 'model.pth'))
+    run.register_hook(beginnings := Beginnings())
     for _ in accuracy_at_budgets(run, [2]):
         assert torch.equal(run.model.fc.bias, state['fc.bias'])
+    # Hooks such as that of averaged weights begin anew with a run.
+    assert beginnings.count == 1
 
 
 def test_checkpoint_of_the_unrolled_phase(runner, tmp_path):
