@@ -13,11 +13,12 @@ from importlib import import_module
 from os import PathLike
 from typing import Any, Optional, Union
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.dataset import BaseDataset
 from mmengine.device import get_device
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -29,6 +30,7 @@ from .model_index import config_path, list_models, register_models
 __all__ = [
     'build_model',
     'build_runner',
+    'build_test_dataset',
     'build_test_loader',
     'config_path',
     'equilibrium_layers',
@@ -188,16 +190,28 @@ def build_test_loader(cfg: Config) -> DataLoader:
     Raises:
         ValueError: If the config has none, or one for each of several tasks.
     """
-    if cfg.get('test_dataloader') is None:
-        raise ValueError(f'{_name_of(cfg)} must have a test_dataloader, it has none')
-    if 'dataset' not in cfg.test_dataloader:
+    loader = _test_loader_of(cfg)
+    with toolbox(cfg):
+        return Runner.build_dataloader(loader)
+
+
+def build_test_dataset(cfg: Config) -> BaseDataset:
+    """Builds the data set that a config tests with, for its pipeline and its classes.
+
+    It reads no file: the data set has no samples until its ``full_init`` is called.
+
+    Raises:
+        ValueError: If the config has none, one for each of several tasks, or one
+            without a pipeline, as those that join others.
+    """
+    settings = _test_loader_of(cfg).dataset
+    if 'pipeline' not in settings:
         raise ValueError(
-            f'{_name_of(cfg)} must have the test_dataloader of one task, got those of '
-            f'{", ".join(cfg.test_dataloader)}; tools/misc/split_multitask.py cuts one '
-            'task out'
+            f'the data set in test_dataloader of {_name_of(cfg)} must have a pipeline, '
+            f'{settings.type} has none'
         )
     with toolbox(cfg):
-        return Runner.build_dataloader(cfg.test_dataloader)
+        return DATASETS.build(dict(deepcopy(settings), lazy_init=True))
 
 
 def image_shape(cfg: Config) -> tuple[int, int]:
@@ -260,3 +274,15 @@ def _is_installed(package: str) -> bool:
 
 def _name_of(cfg: Config) -> str:
     return cfg.filename or 'the config'
+
+
+def _test_loader_of(cfg: Config) -> ConfigDict:
+    if cfg.get('test_dataloader') is None:
+        raise ValueError(f'{_name_of(cfg)} must have a test_dataloader, it has none')
+    if 'dataset' not in cfg.test_dataloader:
+        raise ValueError(
+            f'{_name_of(cfg)} must have the test_dataloader of one task, got those of '
+            f'{", ".join(cfg.test_dataloader)}; tools/misc/split_multitask.py cuts one '
+            'task out'
+        )
+    return cfg.test_dataloader

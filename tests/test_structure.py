@@ -34,6 +34,7 @@ MAY_IMPORT = {
     'dataset_check': {'apis'},
     'benchmark': {'anytime', 'apis', 'deq'},
     'visualization': {'apis', 'benchmark', 'deq'},
+    'inference': {'apis', 'benchmark', 'checkpoints', 'deq', 'visualization'},
 }
 DEQ_MAY_IMPORT = {'torch', 'mmengine.registry', 'mmengine.utils'}
 TOOLBOXES = {'mmseg', 'mmpretrain', 'mmdet'}

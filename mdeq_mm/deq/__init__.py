@@ -3,6 +3,7 @@
 from .cell import Cell, FreezablePart, Frozen, current_frozen
 from .forward_pass import EquilibriumOutput, ForwardPass
 from .gradients import EquilibriumGradient, ImplicitGradient, PhantomGradient
+from .guarded_start import GuardedStart
 from .initial_guesses import (
     AdjointGuess,
     GradientGuess,
@@ -44,6 +45,7 @@ __all__ = [
     'FreezablePart',
     'Frozen',
     'GradientGuess',
+    'GuardedStart',
     'ImplicitGradient',
     'InitialGuess',
     'InverseJacobianGuess',

@@ -13,7 +13,7 @@ from torch import Tensor
 from .checks import check_int
 from .forward_pass import ForwardPass
 from .gradients import EquilibriumGradient
-from .solvers import FixedPointFunction, FixedPointSolver
+from .solvers import FixedPointFunction, FixedPointSolver, Solution
 
 
 class Mode(ABC):
@@ -97,9 +97,7 @@ class Equilibrium(Mode):
         restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
     ) -> Tensor:
         """Returns the equilibrium; see :meth:`Mode.run`."""
-        solution = self.solver.solve(
-            forward_pass.f, forward_pass.guess.detach(), keep=keep, restrict=restrict
-        )
+        solution = self.solve(forward_pass, keep, restrict)
         forward_pass.solution = solution
         forward_pass.state = state = solution.state
         if differentiate:
@@ -112,3 +110,21 @@ class Equilibrium(Mode):
         # holds on to it.
         forward_pass.solution = replace(solution, inverse_jacobian=None)
         return state
+
+    def solve(
+        self,
+        forward_pass: ForwardPass,
+        keep: Collection[int] = (),
+        restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+    ) -> Solution:
+        """Solves from the guess of a pass, without a graph.
+
+        Args:
+            forward_pass (ForwardPass): The pass.
+            keep (Collection[int]): See :meth:`FixedPointSolver.solve`. Defaults to ().
+            restrict (Callable, optional): See :meth:`FixedPointSolver.solve`. Defaults
+                to None.
+        """
+        return self.solver.solve(
+            forward_pass.f, forward_pass.guess.detach(), keep=keep, restrict=restrict
+        )

@@ -75,7 +75,7 @@ def segment_samples(
     Raises:
         ValueError: If a sample cannot be loaded. The message names its files.
     """
-    named, flag = NamedSamples(dataset), _color_flag(dataset)
+    named, flag = NamedSamples(dataset), color_flag(dataset)
     n_samples = min(n_samples, len(dataset))
     samples = []
     for position in range(n_samples):
@@ -91,7 +91,7 @@ def _labels(field: PixelData) -> np.ndarray:
     return field.data[0].cpu().numpy()
 
 
-def _color_flag(dataset: BaseDataset) -> str:
+def color_flag(dataset: BaseDataset) -> str:
     """Returns whether a data set turns photos as their EXIF data say."""
     flags = [getattr(t, 'color_type', None) for t in dataset.pipeline.transforms]
     ignoring = 'color_ignore_orientation'

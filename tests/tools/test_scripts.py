@@ -29,9 +29,9 @@ for tool in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_every_tool_starts(root, tmp_path):
-    tools = sorted((root / 'tools').rglob('*.py'))
+    tools = sorted([*(root / 'tools').rglob('*.py'), *(root / 'demo').glob('*.py')])
     tools.remove(root / 'tools/launch.py')  # what train.py and test.py share
-    assert len(tools) >= 11
+    assert len(tools) >= 13
     result = subprocess.run(
         [sys.executable, '-c', START, *tools],
         cwd=tmp_path,

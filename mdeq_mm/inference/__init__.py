@@ -1,0 +1,31 @@
+"""Predictions for single images and for the frames of a video."""
+
+from .frames import FrameFolder, Frames, VideoFile, open_frames
+from .predictor import Prediction, Predictor, Solve
+from .video import FrameRecord, Start, segment_frames, write_overlay_video
+from .writing import (
+    check_codec,
+    check_image_path,
+    video_writer,
+    whole_file,
+    write_image,
+)
+
+__all__ = [
+    'FrameFolder',
+    'FrameRecord',
+    'Frames',
+    'Prediction',
+    'Predictor',
+    'Solve',
+    'Start',
+    'VideoFile',
+    'check_codec',
+    'check_image_path',
+    'open_frames',
+    'segment_frames',
+    'video_writer',
+    'whole_file',
+    'write_image',
+    'write_overlay_video',
+]
