@@ -1,6 +1,6 @@
 """The part of the package that knows images, registered for OpenMMLab."""
 
-from .backbones import MDEQ
+from .backbones import MDEQ, EquilibriumBackbone
 from .cells import MultiscaleCell
 from .initial_guesses import ProjectedGuess
 from .losses import ClassWeightedCrossEntropyLoss
@@ -10,6 +10,7 @@ from .necks import MDEQFuse
 __all__ = [
     'MDEQ',
     'ClassWeightedCrossEntropyLoss',
+    'EquilibriumBackbone',
     'MDEQFuse',
     'MultiTaskModel',
     'MultiscaleCell',

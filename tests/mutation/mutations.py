@@ -1572,7 +1572,7 @@ MUTATIONS = (
     Mutation(
         'outputs have no names',
         'fusion',
-        'mdeq_mm/models/backbones/mdeq.py',
+        'mdeq_mm/models/backbones/base.py',
         '[out(x) for out, x in zip(self.outputs, features)]',
         'features',
         ('tests/models/backbones/test_mdeq_outputs.py',),

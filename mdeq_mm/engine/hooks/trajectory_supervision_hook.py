@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...deq import Equilibrium, EquilibriumLayer, ForwardPass
 from ...deq.checks import check_int, check_number
-from ...models import MDEQ
+from ...models import EquilibriumBackbone
 from .base import ExtraLossHook, ModelCall, is_trained, unwrapped
 
 Features = Sequence[Tensor]
@@ -92,7 +92,7 @@ class TrajectorySupervisionHook(ExtraLossHook):
         """Checks that the model can be trained so.
 
         Raises:
-            ValueError: If its backbone is no :class:`MDEQ`.
+            ValueError: If its backbone is no :class:`EquilibriumBackbone`.
         """
         super().before_train(runner)
         _backbone(unwrapped(runner.model))
@@ -204,11 +204,11 @@ def _replaying(model: nn.Module, features: Iterable[Features]) -> Iterator[None]
         model.backbone = backbone
 
 
-def _backbone(model: nn.Module) -> MDEQ:
+def _backbone(model: nn.Module) -> EquilibriumBackbone:
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, MDEQ):
+    if not isinstance(backbone, EquilibriumBackbone):
         raise ValueError(
-            'TrajectorySupervisionHook needs a model whose backbone is an MDEQ, '
-            f'got {type(backbone).__name__}'
+            'TrajectorySupervisionHook needs a model whose backbone is an '
+            f'EquilibriumBackbone, such as MDEQ, got {type(backbone).__name__}'
         )
     return backbone

@@ -7,30 +7,20 @@ https://arxiv.org/abs/2006.08656.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Optional, Union
 
-from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from ...deq import (
-    Cell,
-    EquilibriumGradient,
-    EquilibriumLayer,
-    FixedPointSolver,
-    InitialGuess,
-)
-from ...deq.builder import build
-from ...deq.checks import check_choice, check_int
-from ...deq.parts import assignable_weights, fold_parametrizations
+from ...deq import Cell, EquilibriumGradient, FixedPointSolver, InitialGuess
+from ...deq.checks import check_int
 from .architecture import make_cell
+from .base import EquilibriumBackbone
 from .stem import make_injection, make_stem
 
 
 @MODELS.register_module()
-class MDEQ(BaseModule):
+class MDEQ(EquilibriumBackbone):
     """Multiscale deep equilibrium model (MDEQ) as a backbone.
 
     A stem and an injection compute the finest feature map of the image. The backbone
@@ -122,10 +112,11 @@ class MDEQ(BaseModule):
         'xl': dict(channels=(88, 176, 352, 704), expansion=6),
     }
     default_downsample_times = 2
-    paper_init_cfg = [
+    default_init_cfg = [
         dict(type='Normal', layer='Conv2d', std=0.01),
         dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
     ]
+    layers = (('stem',), ('injection',), ('equilibrium',))
 
     def __init__(
         self,
@@ -156,19 +147,15 @@ class MDEQ(BaseModule):
         deploy: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
-        super().__init__(self.paper_init_cfg if init_cfg is None else init_cfg)
-        self._inits_as_paper = init_cfg is None
         cfgs = dict(conv_cfg=conv_cfg, act_cfg=act_cfg)
         options = dict(dropout=dropout, with_cp=with_cp)
         function, times = make_cell(self.arch_settings, arch, cell, options, cfgs)
         if downsample_times is None:
             downsample_times = self.default_downsample_times if times is None else times
         check_int('downsample_times', downsample_times, 0)
-        check_int('in_channels', in_channels, 1)
-        check_choice('frozen_stages', frozen_stages, (-1, 0, 1))
+        super().__init__(in_channels, frozen_stages, norm_eval, init_cfg)
         self.channels: tuple[int, ...] = tuple(function.channels)
         self.coarsest_stride = 2 ** (downsample_times + len(self.channels) - 1)
-        self.in_channels = in_channels
         branches = range(len(self.channels))
         self.out_indices = tuple(branches if out_indices is None else out_indices)
         if not self.out_indices or not set(self.out_indices) <= set(branches):
@@ -176,24 +163,15 @@ class MDEQ(BaseModule):
                 f'out_indices must be branches of 0 to {branches[-1]}, '
                 f'got {out_indices!r}'
             )
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
 
         cfgs['norm_cfg'] = norm_cfg
         width = self.channels[0]
         self.stem = make_stem(in_channels, width, downsample_times, **cfgs)
         self.injection = make_injection(width, len(branches), downsample_times, **cfgs)
-        defaults = dict(channels=self.channels)
-        guess = build(initial_guess, InitialGuess, 'initial_guess', defaults=defaults)
-        self.equilibrium = EquilibriumLayer(
-            function, forward_solver, gradient, num_layers, guess, compile_cell
+        self.add_equilibrium(
+            function, forward_solver, gradient, num_layers, initial_guess, compile_cell
         )
-        # Each has a name for whoever observes or explains one feature map. The layer
-        # returns a tuple, and modules within the cell are called many times per image.
-        self.outputs = nn.ModuleList(nn.Identity() for _ in branches)
-        self._freeze_stages()
-        if deploy:
-            self.switch_to_deploy()
+        self.finish(deploy)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Computes the equilibrium of a batch of images.
@@ -209,11 +187,7 @@ class MDEQ(BaseModule):
         Raises:
             ValueError: If ``x`` has another shape or is too small.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'MDEQ takes images of shape (B, {self.in_channels}, H, W), '
-                f'got {tuple(x.shape)}'
-            )
+        self.check_images(x)
         smallest = self.coarsest_stride // 2 + 1
         if min(x.shape[2:]) < smallest:
             raise ValueError(
@@ -229,17 +203,7 @@ class MDEQ(BaseModule):
             # The coarser branches get no injection. An expanded zero takes no memory.
             zero = finest.new_zeros(())
             injections.append(zero.expand(len(x), channels, height, width))
-        features = self.equilibrium(injections).features
-        return self.select([out(x) for out, x in zip(self.outputs, features)])
-
-    def init_weights(self) -> None:
-        """Initialises the weights as ``init_cfg`` says.
-
-        That of the paper leaves normalised weights as they were drawn. Those that
-        another one changes are assigned at the end, after mmengine has logged them.
-        """
-        with nullcontext() if self._inits_as_paper else assignable_weights(self):
-            super().init_weights()
+        return self.solve(injections)
 
     def select(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns the maps that ``out_indices`` names.
@@ -248,49 +212,3 @@ class MDEQ(BaseModule):
             features (Sequence[Tensor]): One map per branch, ``(B, C_i, H_i, W_i)``.
         """
         return tuple(features[index] for index in self.out_indices)
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Returns how deep a parameter lies, for layer-wise learning rates.
-
-        Stem, injection and equilibrium are the layers 0, 1 and 2. The equilibrium is
-        one layer, because all its evaluations share their weights.
-
-        Args:
-            param_name (str): Name of the parameter in the model.
-            prefix (str): What the names of parameters of the backbone begin with.
-                Defaults to ``''``.
-
-        Returns:
-            tuple[int, int]: The layer, and the number of layers. What follows the
-            backbone is the last one.
-        """
-        layers = ('stem', 'injection', 'equilibrium')
-        for depth, name in enumerate(layers):
-            if param_name.startswith(f'{prefix}{name}.'):
-                return depth, len(layers) + 1
-        return len(layers), len(layers) + 1
-
-    def switch_to_deploy(self) -> None:
-        """Folds weight normalisation into plain weights, for inference.
-
-        So are other parametrizations of the cell. The outputs stay the same, and no
-        forward pass computes the weights any more. A second call does nothing.
-        """
-        fold_parametrizations(self.equilibrium.cell)
-
-    def _freeze_stages(self) -> None:
-        stages = ([self.stem, self.injection], [self.equilibrium])
-        for modules in stages[: self.frozen_stages + 1]:
-            for module in modules:
-                module.eval()
-                module.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> MDEQ:
-        """Switches the mode; frozen stages, and norms with ``norm_eval``, stay."""
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self

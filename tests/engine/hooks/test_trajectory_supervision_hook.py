@@ -97,7 +97,8 @@ class TestTrajectorySupervisionHook:
                 return dict()
 
         runner = make_runner([], model=Plain())
-        with pytest.raises(ValueError, match='whose backbone is an MDEQ, got NoneType'):
+        message = 'an EquilibriumBackbone, such as MDEQ, got NoneType'
+        with pytest.raises(ValueError, match=message):
             TrajectorySupervisionHook(n_states=1).before_train(runner)
 
     @pytest.mark.parametrize(
