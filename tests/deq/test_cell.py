@@ -18,7 +18,7 @@ from mdeq_mm.deq import (
     current_frozen,
 )
 from mdeq_mm.deq.builder import build
-from mdeq_mm.models import MultiscaleCell
+from mdeq_mm.models import MultiscaleCell, TransformerCell
 
 from .example_cell import PerceptronCell
 
@@ -32,11 +32,17 @@ CELLS = {
     'multiscale-with-cp': lambda p: MultiscaleCell(
         CHANNELS, expansion=1, num_groups=4, dropout=p, with_cp=True
     ),
+    # Both maps have the same channels: their positions attend to each other.
+    'transformer': lambda p: TransformerCell((8, 8), num_heads=2, dropout=p),
 }
 
 
-def maps(batch_size=2):
-    return torch.randn(batch_size, 8, 4, 6), torch.randn(batch_size, 16, 2, 3)
+def maps(cell):
+    """Feature maps of the channels of a cell, each half as large as the one before."""
+    return tuple(
+        torch.randn(2, width, 4 >> level, 6 >> level)
+        for level, width in enumerate(cell.channels)
+    )
 
 
 @pytest.fixture(params=CELLS)
@@ -47,7 +53,7 @@ def cell(request):
 @pytest.fixture
 def apply(cell):
     """Evaluates the cell at the same states each time, in one tensor."""
-    states, injections = maps(), maps()
+    states, injections = maps(cell), maps(cell)
 
     def apply(rows=slice(None)):
         features = cell([z[rows] for z in states], [x[rows] for x in injections])
@@ -86,20 +92,20 @@ def run_in_a_thread(function):
 
 class TestEveryCell:
     def test_shapes(self, cell):
-        states = maps()
-        outputs = cell(states, maps())
+        states = maps(cell)
+        outputs = cell(states, maps(cell))
         assert isinstance(outputs, tuple)
         assert [z.shape for z in outputs] == [z.shape for z in states]
 
     def test_held_while_frozen(self, cell, apply):
-        with cell.freeze(maps()):
+        with cell.freeze(maps(cell)):
             first = apply()
             assert torch.equal(first, apply())
-        with cell.freeze(maps()):
+        with cell.freeze(maps(cell)):
             assert not torch.equal(first, apply())
 
     def test_entered_again_and_again(self, cell, apply):
-        frozen = cell.freeze(maps())
+        frozen = cell.freeze(maps(cell))
         with frozen:
             first = apply()
         with frozen, frozen:
@@ -110,12 +116,12 @@ class TestEveryCell:
     def test_evaluation_is_the_same_without_freezing(self, cell, apply):
         cell.eval()
         expected = apply()
-        with cell.freeze(maps()):
+        with cell.freeze(maps(cell)):
             assert torch.equal(apply(), expected)
 
     def test_samples(self, cell, apply):
         """What is held for some samples is theirs."""
-        frozen = cell.freeze(maps())
+        frozen = cell.freeze(maps(cell))
         with frozen:
             whole = apply()
         for numbers in ([1], [1, 0], [0, 1]):
@@ -124,16 +130,16 @@ class TestEveryCell:
                 torch.testing.assert_close(apply(rows), whole[rows])
 
     def test_nested(self, cell, apply):
-        with cell.freeze(maps()):
+        with cell.freeze(maps(cell)):
             outer = apply()
-            with cell.freeze(maps()):
+            with cell.freeze(maps(cell)):
                 inner = apply()
                 assert torch.equal(inner, apply())
             assert torch.equal(outer, apply())
         assert not torch.equal(outer, inner)
 
     def test_contexts_that_end_in_the_order_they_began(self, cell, apply):
-        first, second = cell.freeze(maps()), cell.freeze(maps())
+        first, second = cell.freeze(maps(cell)), cell.freeze(maps(cell))
         first.__enter__()
         second.__enter__()
         innermost = apply()
@@ -145,12 +151,12 @@ class TestEveryCell:
         assert held_by(cell) == []
 
     def test_released_after_an_error(self, cell):
-        with pytest.raises(KeyError), cell.freeze(maps()):
+        with pytest.raises(KeyError), cell.freeze(maps(cell)):
             raise KeyError
         assert held_by(cell) == []
 
     def test_other_threads_see_nothing_of_it(self, cell, apply):
-        with cell.freeze(maps()) as frozen:
+        with cell.freeze(maps(cell)) as frozen:
             inside = apply()
             assert run_in_a_thread(lambda: held_by(cell)) == []
             assert not torch.equal(run_in_a_thread(apply), inside)
@@ -163,14 +169,14 @@ class TestEveryCell:
 
     def test_two_cells(self, cell, apply):
         twin = copy.deepcopy(cell)
-        with cell.freeze(maps()):
+        with cell.freeze(maps(cell)):
             assert held_by(twin) == []
             assert held_by(copy.deepcopy(cell)) == []
             before = apply()
-            with twin.freeze(maps()):
+            with twin.freeze(maps(cell)):
                 assert len(held_by(twin)) == len(parts_of(twin))
                 assert torch.equal(apply(), before)
-                with cell.eval().freeze(maps()):
+                with cell.eval().freeze(maps(cell)):
                     # A part may hold nothing where it held something outside.
                     assert len(held_by(cell)) < len(parts_of(cell))
                 inside = apply().square().sum()
@@ -183,7 +189,7 @@ class TestEveryCell:
 
     def test_inside_of_another_frozen_cell(self, cell, apply):
         """Activation checkpointing finds what the inner one holds."""
-        other, frozen = copy.deepcopy(cell).freeze(maps()), cell.freeze(maps())
+        other, frozen = copy.deepcopy(cell).freeze(maps(cell)), cell.freeze(maps(cell))
         with frozen:
             alone = apply().square().sum()
         with other, frozen:
@@ -195,7 +201,7 @@ class TestEveryCell:
 
     def test_first_use_under_no_grad_keeps_the_gradient(self, cell, apply):
         """The order of a solve: many evaluations without a graph, then one with."""
-        with cell.freeze(maps()):
+        with cell.freeze(maps(cell)):
             with torch.no_grad():
                 apply()
             apply().square().sum().backward()
@@ -205,7 +211,7 @@ class TestEveryCell:
     def test_backward_after_the_context(self, cell, apply):
         """The gradient is that of what was held, wherever backward runs."""
         gradients = []
-        frozen = cell.freeze(maps())
+        frozen = cell.freeze(maps(cell))
         for backward_inside in (True, False):
             cell.zero_grad()
             with frozen:
@@ -228,7 +234,7 @@ class TestEveryCell:
         layer.train(training)
         parameters = {name: id(p) for name, p in layer.named_parameters()}
         before = contents(layer)
-        features, _ = layer(maps())
+        features, _ = layer(maps(cell))
         loss = sum(z.square().mean() for z in features)
         assert contents(layer) == before
         gradients = torch.autograd.grad(loss, list(layer.parameters()))
@@ -251,7 +257,7 @@ class TestEveryCell:
 
             handle = cell.register_forward_hook(fail_at_last)
             with pytest.raises(KeyError):
-                layer(maps())
+                layer(maps(cell))
             handle.remove()
         assert held_by(cell) == []
         assert contents(layer) == before
@@ -264,7 +270,7 @@ class TestEveryCell:
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.mul_(1.5)
-            x = maps()
+            x = maps(cell)
             before = layer(x).features
             layer.load_state_dict(other.state_dict())
             for new, expected, old in zip(layer(x).features, other(x).features, before):
@@ -272,7 +278,7 @@ class TestEveryCell:
                 assert not torch.equal(new, old)
 
     def test_registered(self, cell):
-        cfg = dict(type=type(cell).__name__, channels=CHANNELS)
+        cfg = dict(type=type(cell).__name__, channels=cell.channels)
         if isinstance(cell, MultiscaleCell):
             cfg['num_groups'] = 4
         built = build(cfg, Cell, 'cell', registry=MODELS)

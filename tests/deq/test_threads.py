@@ -7,18 +7,27 @@ import pytest
 import torch
 
 from mdeq_mm.deq import BroydenSolver, ImplicitGradient, PicardSolver, Unrolled
-from mdeq_mm.models import MDEQ
+from mdeq_mm.models import MDEQ, DEQViT
 
 pytestmark = pytest.mark.usefixtures('eager_threads')
 
-ARCH = dict(channels=(8, 16), expansion=1, num_groups=4, downsample_times=0)
+BACKBONES = {
+    MDEQ: dict(
+        arch=dict(channels=(8, 16), expansion=1, num_groups=4, downsample_times=0)
+    ),
+    DEQViT: dict(
+        arch=dict(embed_dims=8, num_heads=2, feedforward_channels=16),
+        img_size=8,
+        patch_size=2,
+    ),
+}
 N_THREADS, N_PREDICTIONS = 8, 50
 
 
-def make_model(**kwargs):
+def make_model(kind, **kwargs):
     solver = BroydenSolver(max_evals=2)
-    return MDEQ(
-        arch=ARCH,
+    return kind(
+        **BACKBONES[kind],
         forward_solver=solver,
         gradient=ImplicitGradient(solver),
         num_layers=2,
@@ -26,9 +35,9 @@ def make_model(**kwargs):
     )
 
 
-@pytest.fixture
-def model():
-    return make_model(dropout=0.2)
+@pytest.fixture(params=BACKBONES, ids=lambda kind: kind.__name__)
+def model(request):
+    return make_model(request.param, dropout=0.2)
 
 
 def together(*functions):
@@ -70,8 +79,8 @@ def gradients(model, image):
 
 def assert_like_fresh(model, dropout=0.2):
     """A model that threads have used is one that nobody has used."""
-    fresh, image = make_model(dropout=dropout), torch.rand(1, 3, 8, 8)
-    source = make_model()
+    fresh, image = make_model(type(model), dropout=dropout), torch.rand(1, 3, 8, 8)
+    source = make_model(type(model))
     for used in (model, fresh):
         used.load_state_dict(source.state_dict())
     assert same(predict(model.eval(), image), predict(fresh.eval(), image))
@@ -101,7 +110,7 @@ class TestThreads:
 
     def test_training_beside_prediction(self):
         """Both as if each were alone."""
-        model = make_model().eval()
+        model = make_model(MDEQ).eval()
         model.equilibrium.train()  # the stem's batch norm would learn from images
         image, picture = torch.rand(2, 3, 8, 8), torch.rand(1, 3, 6, 10)
         expected, outputs = gradients(model, image), predict(model, picture)
@@ -158,7 +167,7 @@ class TestOverrides:
         barrier = Barrier(2)
 
         def override():
-            with layer.using(mode=Unrolled(1)):
+            with layer.using(mode=Unrolled(3)):
                 barrier.wait()
                 outputs = predict(model, image)
                 barrier.wait()

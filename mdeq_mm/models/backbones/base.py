@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Optional, Union
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ from ...deq import (
 from ...deq.builder import build
 from ...deq.checks import check_choice, check_int
 from ...deq.parts import assignable_weights, fold_parametrizations
-
-B = TypeVar('B', bound='EquilibriumBackbone')
 
 
 class EquilibriumBackbone(BaseModule, ABC):
@@ -191,7 +189,7 @@ class EquilibriumBackbone(BaseModule, ABC):
             if part is not None:
                 part.requires_grad_(False)
 
-    def train(self: B, mode: bool = True) -> B:
+    def train(self, mode: bool = True) -> EquilibriumBackbone:
         """Switches the mode; frozen stages, and norms with ``norm_eval``, stay."""
         super().train(mode)
         self._freeze_stages()

@@ -2,5 +2,6 @@
 
 from .blocks import ResidualBlock
 from .multiscale import MultiscaleCell
+from .transformer import SelfAttention, TransformerCell
 
-__all__ = ['MultiscaleCell', 'ResidualBlock']
+__all__ = ['MultiscaleCell', 'ResidualBlock', 'SelfAttention', 'TransformerCell']
