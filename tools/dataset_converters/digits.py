@@ -13,13 +13,13 @@ always the same.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import cv2
 import numpy as np
+from folders import write_folders
 from sklearn.datasets import load_digits
 
 SCENE_SIZE = 64
@@ -135,17 +135,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         '--out-dir', type=Path, default=Path('data'), help='default: %(default)s'
     )
     args = parser.parse_args(argv)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    for name, write in (('digits', write_digits), ('digit_scenes', write_digit_scenes)):
-        target = args.out_dir / name
-        if target.exists():
-            print(f'{target} exists and is left as it is')
-            continue
-        # Written elsewhere first: an interrupted run leaves no half of a data set.
-        with tempfile.TemporaryDirectory(dir=args.out_dir) as scratch:
-            write(Path(scratch, name))
-            Path(scratch, name).rename(target)
-        print(f'{target} written')
+    writers = {'digits': write_digits, 'digit_scenes': write_digit_scenes}
+    write_folders(args.out_dir, writers)
 
 
 if __name__ == '__main__':

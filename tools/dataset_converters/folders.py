@@ -1,0 +1,30 @@
+"""What the converters share: a data set is written as a whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def write_folders(
+    out_dir: Path, writers: Mapping[str, Callable[[Path], object]]
+) -> None:
+    """Writes the folders that are not there yet.
+
+    Args:
+        out_dir (Path): Where they go. It is made if need be.
+        writers (Mapping[str, Callable]): For the name of each folder the function that
+            writes it. It gets the path.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, write in writers.items():
+        target = out_dir / name
+        if target.exists():
+            print(f'{target} exists and is left as it is')
+            continue
+        # Written elsewhere first: an interrupted run leaves no half of a data set.
+        with tempfile.TemporaryDirectory(dir=out_dir) as scratch:
+            write(Path(scratch, name))
+            Path(scratch, name).rename(target)
+        print(f'{target} written')
