@@ -108,7 +108,7 @@ class Predictor:
         self.model: BaseModel = load_model(cfg, checkpoint, device, allow_partial)
         meta = {**dataset.metainfo, **_dataset_meta_of(checkpoint)}
         self.classes: Optional[Sequence[str]] = meta.get('classes')
-        self.palette = meta.get('palette')
+        self.palette: Sequence[Sequence[int]] = meta.get('palette') or ()
 
     def read(self, path: Union[str, PathLike[str]]) -> np.ndarray:
         """Reads an image file as the pipeline does.
