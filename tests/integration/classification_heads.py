@@ -326,7 +326,7 @@ REFUSALS = {
         ),
         TypeError,
         'takes 2 positional arguments but 3 were given',
-        'The backbone must take a mask too.',
+        'The backbone must take a mask, too.',
     ),
 }
 

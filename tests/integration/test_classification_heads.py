@@ -54,10 +54,11 @@ class TestMatrix:
         assert not set(REFUSALS) & run
         assert set(ROWS) <= run
 
+    @pytest.mark.parametrize('backbone', BACKBONES)
     @pytest.mark.parametrize('name', ROWS)
-    def test_row(self, name):
+    def test_row(self, name, backbone):
         """Trains all of the backbone, predicts any size, and each image on its own."""
-        assert result(name, 'MDEQ') == dict(train='yes', predict='yes', alone='yes')
+        assert result(name, backbone) == dict(train='yes', predict='yes', alone='yes')
 
     @pytest.mark.parametrize('backbone', BACKBONES)
     @pytest.mark.parametrize('name', [n for n, row in ROWS.items() if row.four_maps])
@@ -128,13 +129,16 @@ class TestFeatures:
         for index, image in enumerate(random_images(40, 56)):
             paths.append(str(tmp_path / f'{index}.png'))
             cv2.imwrite(paths[-1], image.permute(1, 2, 0).numpy())
-        pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+        dataset = dict(
+            type='CustomDataset',
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+        )
         config = Config(
             dict(
                 model=dict(
                     retriever(MDEQ), prototype='', data_preprocessor=dict(PREPROCESSOR)
                 ),
-                test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+                test_dataloader=dict(dataset=dataset),
             )
         )
         with DefaultScope.overwrite_default_scope('mmpretrain'):
