@@ -13,6 +13,8 @@ import mmengine
 import torch
 from mmengine.utils import digit_version
 
+from .torchvision_ops import OPS
+
 REQUIRED_VERSIONS = {'torch': '2.1.0', 'mmengine': '0.10.0', 'mmcv': '2.0.0'}
 
 
@@ -33,7 +35,10 @@ def check_versions() -> None:
 
 
 class MissingOps(ModuleType):
-    """Stands in for ``mmcv._ext``: it has every op, and a call says what is missing.
+    """Stands in for ``mmcv._ext``, the compiled ops of mmcv.
+
+    The ops that torchvision has too are those of torchvision. It has every other op as
+    well, and a call says what is missing.
 
     Args:
         name (str): Name of the module.
@@ -45,9 +50,11 @@ class MissingOps(ModuleType):
         # ops. One without a loader tells it that there are none.
         self.__spec__ = ModuleSpec(name, loader=None)
 
-    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith('__'):
             raise AttributeError(name)
+        if name in OPS:
+            return OPS[name]
 
         def missing(*args: Any, **kwargs: Any) -> NoReturn:
             raise ImportError(
@@ -62,7 +69,8 @@ def stand_in_for_missing_ops() -> None:
     """Lets mmseg be imported with ``mmcv-lite``, which has no compiled ops.
 
     mmseg imports ``mmcv.ops`` whether or not a model needs a compiled op. With the
-    stand-in only the use of such an op fails. With the full mmcv this does nothing.
+    stand-in only the use of such an op fails, unless torchvision has it. With the full
+    mmcv this does nothing.
     """
     name = 'mmcv._ext'
     if name not in sys.modules and importlib.util.find_spec(name) is None:

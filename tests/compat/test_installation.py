@@ -37,7 +37,7 @@ class TestMissingOps:
     def test_stand_in(self):
         ops = installation.MissingOps('mmcv._ext')
         with pytest.raises(
-            ImportError, match=r"'nms' .* install mmcv instead of mmcv-lite"
+            ImportError, match=r"'softnms' .* install mmcv instead of mmcv-lite"
         ):
-            ops.nms(1, 2, threshold=3)
+            ops.softnms(1, 2, threshold=3)
         assert not hasattr(ops, '__path__')
