@@ -1393,6 +1393,22 @@ MUTATIONS = (
         ('tests/tools/dataset_converters/test_digits.py',),
     ),
     Mutation(
+        'boxes of digits end one pixel early',
+        'data',
+        'tools/dataset_converters/digit_detection.py',
+        'int(columns[-1] - columns[0]) + 1',
+        'int(columns[-1] - columns[0])',
+        ('tests/tools/dataset_converters/test_digit_detection.py',),
+    ),
+    Mutation(
+        'boxes have no offset',
+        'data',
+        'mdeq_mm/compat/torchvision_ops.py',
+        'new_tensor([0, 0, offset, offset])',
+        'new_tensor([0, 0, 0, 0])',
+        ('tests/compat/test_torchvision_ops.py',),
+    ),
+    Mutation(
         'label one beyond the classes',
         'data',
         'mdeq_mm/dataset_check/samples.py',

@@ -12,14 +12,13 @@ always the same.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import cv2
 import numpy as np
-from folders import write_folders
+from folders import parse_out_dir, write_folders
 from sklearn.datasets import load_digits
 
 SCENE_SIZE = 64
@@ -41,9 +40,9 @@ def split_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def texture(rng: np.random.Generator) -> np.ndarray:
+def texture(rng: np.random.Generator, scene_size: int = SCENE_SIZE) -> np.ndarray:
     """Returns a dark background of two colours, RGB, ``(H, W, 3)`` in 0..1."""
-    ys, xs = np.mgrid[:SCENE_SIZE, :SCENE_SIZE] / SCENE_SIZE
+    ys, xs = np.mgrid[:scene_size, :scene_size] / scene_size
     angle, phase = rng.uniform(0, 2 * np.pi, 2)
     along = xs * np.cos(angle) + ys * np.sin(angle)
     kind = rng.integers(4)
@@ -57,7 +56,7 @@ def texture(rng: np.random.Generator) -> np.ndarray:
     else:  # clouds
         coarse = rng.random((6, 6))
         mix = cv2.resize(
-            coarse, (SCENE_SIZE, SCENE_SIZE), interpolation=cv2.INTER_CUBIC
+            coarse, (scene_size, scene_size), interpolation=cv2.INTER_CUBIC
         )
         mix = mix.clip(0, 1)
     colours = rng.uniform(0, 0.6, (2, 3))
@@ -70,11 +69,51 @@ def free_window(
 ) -> Any:
     """Returns a square window in which nothing is taken, or None."""
     for _ in range(attempts):
-        top, left = rng.integers(0, SCENE_SIZE - size, 2, endpoint=True)
+        top, left = rng.integers(0, len(taken) - size, 2, endpoint=True)
         window = np.s_[top : top + size, left : left + size]
         if not taken[window].any():
             return window
     return None
+
+
+def paint_digits(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    digits: tuple[np.ndarray, np.ndarray],
+    numbers: tuple[int, int] = DIGITS_PER_SCENE,
+    sizes: tuple[int, int] = DIGIT_SIZES,
+) -> Iterator[tuple[int, Any, np.ndarray]]:
+    """Paints digits on an image ``(H, W, 3)``, none over another.
+
+    Args:
+        rng (Generator): What is drawn from.
+        image (ndarray): The image, changed in place.
+        digits (tuple): Images and labels, of which some are drawn.
+        numbers (tuple): Least and largest number of digits. One that finds no room is
+            left out.
+        sizes (tuple): Least and largest side of a digit in pixels.
+
+    Yields:
+        tuple: Label of a digit, its square window, and which pixels of that are ink.
+    """
+    images, labels = digits
+    taken = np.zeros(image.shape[:2], dtype=bool)
+    for _ in range(rng.integers(*numbers, endpoint=True)):
+        index = rng.integers(len(images))
+        size = rng.integers(*sizes, endpoint=True)
+        window = free_window(rng, taken, size)
+        if window is None:
+            continue
+        taken[window] = True
+        alpha = cv2.resize(images[index], (size, size), interpolation=cv2.INTER_CUBIC)
+        alpha = alpha.clip(0, 1)[..., None]
+        image[window] += alpha * (rng.uniform(0.6, 1, 3) - image[window])
+        yield int(labels[index]), window, alpha[..., 0] > 0.5
+
+
+def to_pixels(image: np.ndarray) -> np.ndarray:
+    """Returns an image in 0..1 as one of uint8."""
+    return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def scene(
@@ -86,19 +125,9 @@ def scene(
     """
     image = texture(rng)
     mask = np.zeros((SCENE_SIZE, SCENE_SIZE), dtype=np.uint8)
-    taken = np.zeros_like(mask, dtype=bool)
-    for _ in range(rng.integers(*DIGITS_PER_SCENE, endpoint=True)):
-        index = rng.integers(len(images))
-        size = rng.integers(*DIGIT_SIZES, endpoint=True)
-        window = free_window(rng, taken, size)
-        if window is None:
-            continue
-        taken[window] = True
-        alpha = cv2.resize(images[index], (size, size), interpolation=cv2.INTER_CUBIC)
-        alpha = alpha.clip(0, 1)[..., None]
-        image[window] += alpha * (rng.uniform(0.6, 1, 3) - image[window])
-        mask[window][alpha[..., 0] > 0.5] = labels[index] + 1
-    return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
+    for label, window, ink in paint_digits(rng, image, (images, labels)):
+        mask[window][ink] = label + 1
+    return to_pixels(image), mask
 
 
 def save(path: Path, image: np.ndarray) -> None:
@@ -128,15 +157,8 @@ def write_digit_scenes(out: Path) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Writes the data sets that are not there yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        '--out-dir', type=Path, default=Path('data'), help='default: %(default)s'
-    )
-    args = parser.parse_args(argv)
-    writers = {'digits': write_digits, 'digit_scenes': write_digit_scenes}
-    write_folders(args.out_dir, writers)
+    writers = dict(digits=write_digits, digit_scenes=write_digit_scenes)
+    write_folders(parse_out_dir(__doc__, argv), writers)
 
 
 if __name__ == '__main__':

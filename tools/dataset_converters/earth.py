@@ -12,14 +12,13 @@ result is always the same.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import numpy as np
-from folders import write_folders
+from folders import parse_out_dir, write_folders
 from PIL import Image
 
 # Package and name of the files, both maps of the whole Earth by longitude and latitude.
@@ -173,14 +172,7 @@ def write_from_packages(out: Path) -> None:
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Writes the data set if it is not there yet."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        '--out-dir', type=Path, default=Path('data'), help='default: %(default)s'
-    )
-    args = parser.parse_args(argv)
-    write_folders(args.out_dir, {'earth': write_from_packages})
+    write_folders(parse_out_dir(__doc__, argv), {'earth': write_from_packages})
 
 
 if __name__ == '__main__':

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Optional
+
+
+def parse_out_dir(description: Optional[str], argv: Optional[Sequence[str]]) -> Path:
+    """Parses the command line of a converter, which says where to write.
+
+    Args:
+        description (str, optional): What the converter does.
+        argv (Sequence[str], optional): The arguments; None for those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('data'), help='default: %(default)s'
+    )
+    return parser.parse_args(argv).out_dir
 
 
 def write_folders(
