@@ -71,6 +71,7 @@ setup(
     install_requires=requirements('runtime.txt'),
     extras_require={
         'benchmark': requirements('benchmark.txt'),
+        'det': requirements('det.txt'),
         'visualization': requirements('optional.txt'),
     },
     classifiers=[

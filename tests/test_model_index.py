@@ -1,5 +1,6 @@
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmpretrain
@@ -120,6 +121,9 @@ class TestRegisterModels:
     def test_they_are_those_that_mmpretrain_builds(self, root):
         registered = model_index.MMPRETRAIN_METAFILES
         for name, models in metafiles(root):
+            if name.startswith('configs/detection') and find_spec('mmdet') is None:
+                assert name not in registered  # its configs cannot be read
+                continue
             scope = Config.fromfile(root / models[0]['Config']).default_scope
             assert (scope == 'mmpretrain') == (name in registered), name
 

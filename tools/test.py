@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Optional
 
 from launch import (
@@ -58,7 +59,8 @@ def write_painted_images(cfg: Config, folder: str) -> None:
         cfg.visualizer.save_dir = folder
     elif toolbox == 'mmdet':
         hook.draw = True
-        hook.test_out_dir = folder
+        # The hook would look for a relative one below the work directory.
+        hook.test_out_dir = str(Path(folder).resolve())
     else:
         hook.enable = True
         hook.out_dir = folder

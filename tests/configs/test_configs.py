@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,7 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from modelindex.load_model_index import load as load_model_index
 
@@ -20,9 +22,17 @@ from mdeq_mm.models import MDEQ
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 NAMES = sorted(
     str(path.relative_to(CONFIGS))
-    for task in ('classification', 'segmentation')
+    for task in ('classification', 'detection', 'segmentation')
     for path in (CONFIGS / task).glob('*.py')
 )
+# MMDetection is optional, and the configs of detectors inherit from its own.
+DETECTORS = [name for name in NAMES if name.startswith('detection/')]
+NEEDS_MMDET = pytest.mark.skipif(
+    find_spec('mmdet') is None, reason='MMDetection is not installed'
+)
+PARAMS = [
+    pytest.param(name, marks=NEEDS_MMDET if name in DETECTORS else ()) for name in NAMES
+]
 # As built from the official configs; the heads of the segmentors have no bias in front
 # of their batch norm, which would be one parameter a channel.
 OFFICIAL_PARAMETERS = {
@@ -68,6 +78,7 @@ OFFICIAL_LAYER_PARAMETERS = {
     'segmentation/fcn_mdeq-xl_8xb2-500e_cityscapes-768x1024.py': 77_699_952,
 }
 N_IMAGES = 4
+METRICS = dict(mmdet='coco/bbox_mAP', mmpretrain='accuracy/top1', mmseg='mIoU')
 RUNNER_ARGUMENTS = set(inspect.signature(Runner).parameters)
 
 
@@ -107,7 +118,7 @@ class TestIndex:
     def test_holds_every_config(self, entries):
         assert set(entries) == {f'configs/{name}' for name in NAMES}
 
-    @pytest.mark.parametrize('name', NAMES)
+    @pytest.mark.parametrize('name', PARAMS)
     def test_entry(self, root, entries, build_meta, name):
         entry = entries[f'configs/{name}']
         cfg, model = build_meta(name)
@@ -116,7 +127,7 @@ class TestIndex:
         batch_size = cfg.auto_scale_lr.base_batch_size
         assert entry['Metadata']['Batch Size'] == batch_size
 
-    @pytest.mark.parametrize('name', NAMES)
+    @pytest.mark.parametrize('name', PARAMS)
     def test_row_of_the_readme(self, build_meta, name):
         readme = (CONFIGS / name).parent / 'README.md'
         (row,) = (
@@ -127,7 +138,7 @@ class TestIndex:
         assert f'| {count(build_meta(name)[1]):,} |' in row
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', PARAMS)
 def test_inherits_at_most_three_deep(name):
     def bases_of(path):
         for base in Config._get_base_files(str(path)):
@@ -146,7 +157,7 @@ class TestHooks:
     def runtime(self):
         return Config.fromfile(CONFIGS / '_base_' / 'mdeq_runtime.py')
 
-    @pytest.mark.parametrize('name', NAMES)
+    @pytest.mark.parametrize('name', PARAMS)
     def test_every_recipe_takes_them_over(self, runtime, name):
         cfg = Config.fromfile(CONFIGS / name)
         assert 'custom_hooks' not in cfg
@@ -262,6 +273,46 @@ def narrow_heads(heads, narrower):
         head.channels = np.sum(head.in_channels).item() if is_official else 32
 
 
+def fake_coco(loader, root, evaluator):
+    """Images with two boxes each, about 96 pixels wide."""
+    dataset = loader.dataset
+    (scale,) = (part.scale for part in dataset.pipeline if part.type == 'Resize')
+    divisor = scale[0] // 96
+    shrink_pipeline(dataset.pipeline, divisor)
+    size = (scale[1] // divisor, scale[0] // divisor)
+    folder = root / dataset.data_prefix.img
+    write_images(folder, '.png', (*size, 3))
+    metainfo = dataset.get('metainfo') or DATASETS.get('mmdet.CocoDataset').METAINFO
+    boxes = [[2, 3, 20, 16], [20, 10, 18, 24]]
+    content = dict(
+        images=[
+            dict(id=index, file_name=f'{index}.png', height=size[0], width=size[1])
+            for index in range(N_IMAGES)
+        ],
+        annotations=[
+            dict(
+                id=1 + 2 * index + number,
+                image_id=index,
+                category_id=1 + number,
+                bbox=box,
+                area=box[2] * box[3],
+                iscrowd=0,
+            )
+            for index in range(N_IMAGES)
+            for number, box in enumerate(boxes)
+        ],
+        categories=[
+            dict(id=1 + index, name=name)
+            for index, name in enumerate(metainfo['classes'])
+        ],
+    )
+    path = root / dataset.ann_file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    dataset.data_root = str(root)
+    evaluator.ann_file = str(path)
+
+
 def shrink_model(model):
     """Makes an MDEQ narrow and its budgets small; nothing else changes."""
     backbone = model.backbone
@@ -269,6 +320,10 @@ def shrink_model(model):
         return
     # Only the fine-tuning test has the weights this loads.
     backbone.init_cfg = None
+    # Where it names none, it has the default.
+    backbone.setdefault('forward_solver', dict(type='BroydenSolver'))
+    adjoint = dict(type='BroydenSolver')
+    backbone.setdefault('gradient', dict(type='ImplicitGradient', solver=adjoint))
     backbone.forward_solver.max_evals = 4
     if backbone.gradient.type == 'ImplicitGradient':
         backbone.gradient.solver.max_evals = 3
@@ -279,13 +334,15 @@ def shrink_model(model):
         return
     channels = [8 * width // widths[0] for width in widths]
     backbone.arch = dict(arch, channels=channels)
-    if 'neck' in model:
+    if isinstance(model.get('neck'), list):
         fuse = model.neck[0]
         fuse.in_channels = channels
         fuse.head_channels = [
             2 * width // fuse.head_channels[0] for width in fuse.head_channels
         ]
         fuse.out_channels = model.head.in_channels = 16
+    elif 'neck' in model:
+        model.neck.in_channels = channels
     for name in {'decode_head', 'auxiliary_head'} & set(model):
         narrow_heads(model[name], dict(zip(widths, channels)))
 
@@ -304,12 +361,19 @@ def reduced(name, work_dir):
         loader.dataset.pipeline = copy.deepcopy(loader.dataset.pipeline)
         if cfg.default_scope == 'mmpretrain':
             fake_classes(loader, work_dir / 'data')
+        elif cfg.default_scope == 'mmdet':
+            fake_coco(loader, work_dir / 'data', cfg.val_evaluator)
         else:
             crop_size = cfg.model.data_preprocessor.size
             fake_scenes(loader, work_dir / 'data', crop_size)
     if cfg.default_scope == 'mmseg':
         divisor = crop_size[0] // 32
         cfg.model.data_preprocessor.size = tuple(side // divisor for side in crop_size)
+    if cfg.default_scope == 'mmdet':
+        # A fresh model finds nothing above the threshold, and MMDetection then reports
+        # no metric.
+        test_cfg = cfg.model.test_cfg
+        test_cfg.get('rcnn', test_cfg).score_thr = 0.0
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     if cfg.train_cfg.get('type') == 'IterBasedTrainLoop':
         cfg.train_cfg.update(max_iters=2, val_interval=2)
@@ -329,6 +393,7 @@ FAMILIES = (
     'classification/mdeq-tiny_1xb64_digits.py',
     'classification/mdeq-large-jr_1xb96_cifar10.py',
     'classification/mdeq-small-phantom_2xb64_in1k.py',
+    'detection/retinanet_mdeq-micro_fpn_1xb4-3e_digit-detection-96x96.py',
     'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py',
     'segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py',
 )
@@ -339,7 +404,10 @@ FAMILIES = (
     [
         pytest.param(
             name,
-            marks=pytest.mark.versions if name in FAMILIES else pytest.mark.slow,
+            marks=[
+                *([NEEDS_MMDET] if name in DETECTORS else []),
+                pytest.mark.versions if name in FAMILIES else pytest.mark.slow,
+            ],
         )
         for name in NAMES
     ],
@@ -362,7 +430,7 @@ def test_trains_and_evaluates(name, tmp_path):
     else:
         assert 'equilibrium' not in cfg.default_hooks
     assert ('train/loss_jacobian' in scalars) == ('-jr_' in name)
-    metric = 'mIoU' if cfg.default_scope == 'mmseg' else 'accuracy/top1'
+    metric = METRICS[cfg.default_scope]
     assert 0 <= scalars[f'val/{metric}'].current() <= 100
 
 
