@@ -33,7 +33,7 @@ class TestNames:
 
     def test_pattern(self):
         assert apis.list_models('mdeq-tiny_1xb64') == [CLASSIFIER]
-        assert apis.list_models('fcn*digit-scenes') == [SEGMENTOR]
+        assert apis.list_models('fcn_mdeq*digit-scenes') == [SEGMENTOR]
         assert apis.list_models('resnet') == []
 
     def test_config_path(self, root):

@@ -79,6 +79,8 @@ OFFICIAL_LAYER_PARAMETERS = {
 }
 N_IMAGES = 4
 METRICS = dict(mmdet='coco/bbox_mAP', mmpretrain='accuracy/top1', mmseg='mIoU')
+# Backbones of ours; the others are stock ones, for comparison.
+BACKBONES = ('MDEQ', 'DEQViT')
 RUNNER_ARGUMENTS = set(inspect.signature(Runner).parameters)
 
 
@@ -161,7 +163,7 @@ class TestHooks:
     def test_every_recipe_takes_them_over(self, runtime, name):
         cfg = Config.fromfile(CONFIGS / name)
         assert 'custom_hooks' not in cfg
-        if cfg.model.backbone.type != 'MDEQ':
+        if cfg.model.backbone.type not in BACKBONES:
             types = {hook.type for hook in cfg.default_hooks.values()}
             assert not types & {hook.type for hook in runtime.mdeq_hooks.values()}
             return
@@ -314,12 +316,10 @@ def fake_coco(loader, root, evaluator):
 
 
 def shrink_model(model):
-    """Makes an MDEQ narrow and its budgets small; nothing else changes."""
+    """Makes a backbone of ours narrow and its budgets small; nothing else changes."""
     backbone = model.backbone
-    if backbone.type != 'MDEQ':
+    if backbone.type not in BACKBONES:
         return
-    # Only the fine-tuning test has the weights this loads.
-    backbone.init_cfg = None
     # Where it names none, it has the default.
     backbone.setdefault('forward_solver', dict(type='BroydenSolver'))
     adjoint = dict(type='BroydenSolver')
@@ -327,6 +327,12 @@ def shrink_model(model):
     backbone.forward_solver.max_evals = 4
     if backbone.gradient.type == 'ImplicitGradient':
         backbone.gradient.solver.max_evals = 3
+    if backbone.type == 'DEQViT':
+        backbone.arch.update(embed_dims=16, feedforward_channels=16)
+        model.get('head', model.get('decode_head')).in_channels = 16
+        return
+    # Only the fine-tuning test has the weights this loads.
+    backbone.init_cfg = None
     arch = backbone.arch
     arch = copy.deepcopy(MDEQ.arch_settings[arch] if isinstance(arch, str) else arch)
     widths = arch['channels']
@@ -394,7 +400,9 @@ FAMILIES = (
     'classification/mdeq-large-jr_1xb96_cifar10.py',
     'classification/mdeq-small-phantom_2xb64_in1k.py',
     'detection/retinanet_mdeq-micro_fpn_1xb4-3e_digit-detection-96x96.py',
+    'classification/deq-vit-micro_1xb64-600_digits.py',
     'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py',
+    'segmentation/fcn_deq-vit-micro_1xb8-1200_digit-scenes-64x64.py',
     'segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py',
 )
 
@@ -424,7 +432,7 @@ def test_trains_and_evaluates(name, tmp_path):
     losses = scalars['train/loss'].data[0]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-    if cfg.model.backbone.type == 'MDEQ':
+    if cfg.model.backbone.type in BACKBONES:
         assert isinstance(runner.model.backbone.equilibrium.mode, Equilibrium)
         assert 'train/forward_residual' in scalars
     else:

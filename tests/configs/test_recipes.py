@@ -288,7 +288,7 @@ def test_none_is_forgotten(root):
     names = {
         path.stem
         for data in N_IMAGES
-        for pattern in ('classification/', 'segmentation/fcn_')
+        for pattern in ('classification/mdeq', 'segmentation/fcn_mdeq')
         for path in (root / 'configs').glob(f'{pattern}*_{data}*.py')
     }
     assert names == {recipe.name for recipe in RECIPES}
