@@ -71,3 +71,11 @@ def non_negative_float(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f'must not be negative, got {text}')
     return number
+
+
+def fraction(text: str) -> float:
+    """Converts an argument that must be a number from 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f'must be in [0, 1], got {text}')
+    return number

@@ -14,6 +14,7 @@ def parser():
     parser.add_argument('--number', type=cli.int_of_at_least(2))
     parser.add_argument('--tol', type=cli.positive_float)
     parser.add_argument('--speed', type=cli.non_negative_float)
+    parser.add_argument('--share', type=cli.fraction)
     return parser
 
 
@@ -21,7 +22,17 @@ def test_values(parser):
     args = parser.parse_args(
         [
             *('config.py', 'file.pth', '--shape', '3', '4', '--number', '2'),
-            *('--tol', '1e-3', '--speed', '0', '--cfg-options', 'a.b=1', 'c=[1,2]'),
+            *(
+                '--tol',
+                '1e-3',
+                '--speed',
+                '0',
+                '--share',
+                '1',
+                '--cfg-options',
+                'a.b=1',
+                'c=[1,2]',
+            ),
         ]
     )
     assert vars(args) == dict(
@@ -33,6 +44,7 @@ def test_values(parser):
         number=2,
         tol=1e-3,
         speed=0,
+        share=1,
     )
 
 
@@ -47,6 +59,8 @@ def test_values(parser):
         ('--tol inf', 'argument --tol: must be positive, got inf'),
         ('--speed=-1', 'argument --speed: must not be negative, got -1'),
         ('--speed nan', 'argument --speed: must not be negative, got nan'),
+        ('--share=-0.1', 'argument --share: must be in [0, 1], got -0.1'),
+        ('--share nan', 'argument --share: must be in [0, 1], got nan'),
     ],
 )
 def test_refused(parser, capsys, options, message):

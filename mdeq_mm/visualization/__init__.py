@@ -1,12 +1,20 @@
-"""Pictures: bars, budgets, convergence, evaluations, segmentations."""
+"""Pictures: bars, budgets, convergence, evaluations, residuals, segmentations."""
 
 from .bars import plot_bars
 from .budgets import plot_budgets
 from .convergence import plot_convergence
 from .evaluations import plot_evaluations
-from .segmentation import color_flag, paint, plot_segmentations, segment_samples
+from .residuals import recorded_residuals, residual_maps
+from .segmentation import (
+    Sample,
+    color_flag,
+    paint,
+    plot_segmentations,
+    segment_samples,
+)
 
 __all__ = [
+    'Sample',
     'color_flag',
     'paint',
     'plot_bars',
@@ -14,5 +22,7 @@ __all__ = [
     'plot_convergence',
     'plot_evaluations',
     'plot_segmentations',
+    'recorded_residuals',
+    'residual_maps',
     'segment_samples',
 ]

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 
+from ..apis import single_layer
 from ..benchmark import NamedSamples, read_image
+from ..deq.checks import check_number
+from .residuals import recorded_residuals
 
-# RGB image, ground truth if there is one, prediction.
-Sample = tuple[np.ndarray, Optional[np.ndarray], np.ndarray]
+RESIDUAL = r'$\|f(z)-z\|$ relative to $\|f(z)\|$'
+
+
+class Sample(NamedTuple):
+    """An image and what a segmentor makes of it.
+
+    Attributes:
+        image (np.ndarray): RGB image, uint8, ``(H, W, 3)``.
+        truth (np.ndarray, optional): Class of each pixel, ``(H, W)``.
+        prediction (np.ndarray): Predicted class of each pixel, ``(H, W)``.
+        residual (np.ndarray, optional): Residual of the equilibrium at each place of
+            the finest feature map, ``(h, w)``; see :func:`residual_maps`. Defaults to
+            None.
+    """
+
+    image: np.ndarray
+    truth: Optional[np.ndarray]
+    prediction: np.ndarray
+    residual: Optional[np.ndarray] = None
 
 
 def paint(
@@ -58,7 +82,7 @@ def paint(
 
 @torch.no_grad()
 def segment_samples(
-    model: BaseModel, dataset: BaseDataset, n_samples: int
+    model: BaseModel, dataset: BaseDataset, n_samples: int, residual: bool = False
 ) -> list[Sample]:
     """Predicts samples that are evenly spaced over a data set.
 
@@ -66,24 +90,36 @@ def segment_samples(
         model (BaseModel): A segmentor of MMSegmentation, in evaluation mode.
         dataset (BaseDataset): A data set with the pipeline of testing.
         n_samples (int): Number of samples, at most.
+        residual (bool): Whether to record where the equilibrium is how exact. It
+            takes one more evaluation of ``f`` per sample. Defaults to False.
 
     Returns:
-        list[tuple]: For each sample the RGB image, uint8 ``(H, W, 3)``, and the label
-        maps ``(H, W)`` of ground truth and prediction. Without annotations the ground
-        truth is None.
+        list[Sample]: The samples. Without annotations their ground truth is None.
 
     Raises:
-        ValueError: If a sample cannot be loaded. The message names its files.
+        ValueError: If a sample cannot be loaded. The message names its files. Also if
+            a residual is wanted and the model has no single equilibrium layer, or
+            passes an image through it in several parts.
     """
     named, flag = NamedSamples(dataset), color_flag(dataset)
+    layer = single_layer(model) if residual else None
     n_samples = min(n_samples, len(dataset))
     samples = []
     for position in range(n_samples):
         data = named[position * len(dataset) // n_samples]
-        (result,) = model.test_step({key: [value] for key, value in data.items()})
+        recorded = nullcontext([]) if layer is None else recorded_residuals(layer)
+        with recorded as maps:
+            (result,) = model.test_step({key: [value] for key, value in data.items()})
+        if layer is not None and len(maps) != 1:
+            raise ValueError(
+                "residual needs one pass per image, as with test_cfg.mode='whole', "
+                f'got {len(maps)}'
+            )
         image = read_image(result.img_path, flag)[..., ::-1]
         truth = _labels(result.gt_sem_seg) if 'gt_sem_seg' in result else None
-        samples.append((image, truth, _labels(result.pred_sem_seg)))
+        prediction = _labels(result.pred_sem_seg)
+        residuals = maps[0][0].numpy() if maps else None
+        samples.append(Sample(image, truth, prediction, residuals))
     return samples
 
 
@@ -104,50 +140,122 @@ def plot_segmentations(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
     title: str = '',
+    opacity: float = 0.6,
+    height: float = 1.7,
+    side_by_side: bool = False,
 ) -> None:
-    """Draws images, ground truths and predictions, one column per sample.
+    """Draws images, ground truths, predictions and residuals, with the colours' names.
 
-    Without any ground truth the pictures have two rows instead of three.
+    What no sample has is left out.
 
     Args:
-        samples (Sequence[tuple]): For each sample the RGB image, uint8 ``(H, W, 3)``,
-            and the label maps ``(H, W)`` of ground truth, or None, and prediction.
+        samples (Sequence[Sample]): The samples, at least one.
         path (str or Path): File to write. Its ending decides the format.
         classes (Sequence[str]): Name of each class.
         palette (Sequence[Sequence[int]]): RGB colour of each class, 0 to 255.
         title (str): Title of the plot. Defaults to ''.
+        opacity (float): Weight of the colours of the classes over the image, in [0, 1].
+            Defaults to 0.6.
+        height (float): Height of each picture in inches. Defaults to 1.7.
+        side_by_side (bool): Whether the pictures of a sample are a row instead of a
+            column. Defaults to False.
+
+    Raises:
+        ValueError: If opacity or height is out of its range.
     """
-    rows = ['image', 'ground truth', 'prediction']
-    if all(truth is None for _, truth, _ in samples):
-        rows.remove('ground truth')
-    height, width = samples[0][2].shape
-    inches = 1.7 * width / height
-    figure = Figure(
-        figsize=(inches * len(samples), 1 + 1.7 * len(rows)), layout='constrained'
+    check_number('opacity', opacity, least=0, most=1)
+    check_number('height', height, above=0)
+    names = _names_of_pictures(samples)
+    across, down = (
+        (len(names), len(samples)) if side_by_side else (len(samples), len(names))
     )
-    grid = figure.subplots(len(rows), len(samples), squeeze=False)
-    for column, (image, truth, prediction) in zip(grid.T, samples):
-        pictures = {'image': image, 'prediction': paint(image, prediction, palette)}
-        if truth is not None:
-            pictures['ground truth'] = paint(image, truth, palette)
-        for axes, row in zip(column, rows):
+    n_rows, n_columns = samples[0].prediction.shape
+    margin = 0.9 if 'residual' in names else 0
+    figure = Figure(
+        figsize=(height * n_columns / n_rows * across + margin, 1 + height * down),
+        layout='constrained',
+    )
+    grid = figure.subplots(down, across, squeeze=False)
+    by_sample = grid if side_by_side else grid.T
+    for axes, name in zip(by_sample[0], names):
+        if side_by_side:
+            axes.set_title(name)
+        else:
+            axes.set_ylabel(name)
+    for line, sample in zip(by_sample, samples):
+        pictures = _painted(sample, palette, opacity)
+        for axes, name in zip(line, names):
             axes.set_xticks([])
             axes.set_yticks([])
-            if row in pictures:
-                axes.imshow(pictures[row], interpolation='nearest')
-    for axes, row in zip(grid[:, 0], rows):
-        axes.set_ylabel(row)
+            if name in pictures:
+                axes.imshow(pictures[name], interpolation='nearest')
+    if 'residual' in names:
+        _draw_residuals(figure, by_sample[:, -1], samples)
+    _name_colours(figure, classes, palette, n_columns=2 * across)
+    figure.suptitle(title)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150)
+
+
+def _names_of_pictures(samples: Sequence[Sample]) -> list[str]:
+    names = ['image', 'prediction']
+    if any(sample.truth is not None for sample in samples):
+        names.insert(1, 'ground truth')
+    if any(sample.residual is not None for sample in samples):
+        names.append('residual')
+    return names
+
+
+def _painted(
+    sample: Sample, palette: Sequence[Sequence[int]], opacity: float
+) -> dict[str, np.ndarray]:
+    """Returns the pictures of a sample that are made of colours, by name."""
+    pictures = {
+        'image': sample.image,
+        'prediction': paint(sample.image, sample.prediction, palette, opacity),
+    }
+    if sample.truth is not None:
+        pictures['ground truth'] = paint(sample.image, sample.truth, palette, opacity)
+    return pictures
+
+
+def _draw_residuals(
+    figure: Figure, column: Sequence[Axes], samples: Sequence[Sample]
+) -> None:
+    """Draws the residuals of all samples on one logarithmic scale, with its bar."""
+    residuals = [s.residual for s in samples if s.residual is not None]
+    values = np.concatenate([residual.ravel() for residual in residuals])
+    high = max(float(np.nanmax(values)), np.finfo(np.float32).tiny)
+    # A few places that happen to be exact must not stretch the scale.
+    low = max(float(np.nanpercentile(values, 1)), 1e-4 * high)
+    colours = ScalarMappable(LogNorm(low, high), 'magma')
+    for axes, sample in zip(column, samples):
+        if sample.residual is not None:
+            rows, columns = sample.prediction.shape
+            axes.imshow(
+                sample.residual.clip(low),
+                norm=colours.norm,
+                cmap=colours.cmap,
+                extent=(0, columns, rows, 0),
+            )
+    figure.colorbar(colours, ax=list(column), label=RESIDUAL)
+
+
+def _name_colours(
+    figure: Figure,
+    classes: Sequence[str],
+    palette: Sequence[Sequence[int]],
+    n_columns: int,
+) -> None:
+    """Writes the name of each class below the pictures, with its colour."""
     figure.legend(
         handles=[
             Patch(color=(red / 255, green / 255, blue / 255), label=name)
             for name, (red, green, blue) in zip(classes, palette)
         ],
         loc='outside lower center',
-        ncols=min(len(classes), 2 * len(samples)),
+        ncols=min(len(classes), n_columns),
         frameon=False,
         handlelength=1,
         columnspacing=1.2,
     )
-    figure.suptitle(title)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=150)

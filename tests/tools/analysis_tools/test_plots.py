@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mdeq_mm import apis
-from mdeq_mm.visualization import plot_segmentations
+from mdeq_mm.visualization import Sample, plot_segmentations
 
 CONFIG = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 CLASSIFIER = 'configs/classification/mdeq-tiny_1xb64_digits.py'
@@ -79,11 +79,33 @@ class TestSegmentation:
         assert len(samples) == 3  # all there are
         assert len(options['classes']) == len(options['palette']) == 11
         folder = 'data/digit_scenes/{}/test/0001.png'
-        image, truth, prediction = samples[1]
+        image, truth, prediction, residual = samples[1]
         assert (image == cv2.imread(folder.format('img_dir'))[..., ::-1]).all()
         assert (truth == cv2.imread(folder.format('ann_dir'), -1)).all()
         assert prediction.shape == (64, 64)
         assert prediction.max() <= 10
+        assert residual is None
+
+    def test_residual(self, tool, arguments, scenes, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(tool, 'plot_segmentations', record(drawn))
+        options = ['--residual', '--side-by-side', '--height', '3', '--opacity', '1']
+        tool.main([*arguments, '--num-samples', '2', *options])
+        ((samples, _), options) = drawn[0]
+        assert [sample.residual.shape for sample in samples] == [(32, 32)] * 2
+        assert 0 < samples[0].residual.max() < 0.1
+        assert (samples[0].residual != samples[1].residual).any()
+        options = {key: options[key] for key in ('side_by_side', 'height', 'opacity')}
+        assert options == dict(side_by_side=True, height=3, opacity=1)
+
+    def test_residual_in_several_passes(self, tool, arguments, scenes):
+        sliding = [
+            'model.test_cfg.mode=slide',
+            *('model.test_cfg.stride=(32,32)', 'model.test_cfg.crop_size=(32,32)'),
+        ]
+        message = r"one pass per image, as with test_cfg.mode='whole', got 4"
+        with pytest.raises(ValueError, match=message):
+            tool.main([*arguments, *sliding, '--residual'])
 
     def test_without_annotations(self, tool, arguments, scenes, capsys):
         shutil.rmtree(scenes / 'data/digit_scenes/ann_dir')
@@ -97,7 +119,8 @@ class TestSegmentation:
         tool.main([str(config), *arguments[1:], '--out', str(out)])
         with_truth = scenes / 'with.png'
         plot_segmentations(
-            [(np.zeros((64, 64, 3), np.uint8), *[np.zeros((64, 64), int)] * 2)] * 3,
+            [Sample(np.zeros((64, 64, 3), np.uint8), *[np.zeros((64, 64), int)] * 2)]
+            * 3,
             *(with_truth, ['a'], [[0, 0, 0]]),
         )
         heights = [cv2.imread(str(path)).shape[0] for path in (out, with_truth)]
@@ -130,7 +153,7 @@ class TestSegmentation:
         monkeypatch.setattr(tool, 'plot_segmentations', record(drawn := []))
         tool.main([str(config), *arguments[1:]])
         ((samples, _), _) = drawn[0]
-        assert {*np.unique([prediction for *_, prediction in samples])} <= {0, 1}
+        assert {*np.unique([sample.prediction for sample in samples])} <= {0, 1}
 
     def test_unreadable_image(self, tool, arguments, scenes):
         (scenes / 'data/digit_scenes/img_dir/test/0001.png').write_bytes(b'')
