@@ -258,7 +258,8 @@ def fake_scenes(loader, root, crop_size):
     shrink_pipeline(dataset.pipeline, divisor)
     write_images(root / dataset.data_prefix.img_path, suffix, (*size, 3))
     folder = root / dataset.data_prefix.seg_map_path
-    write_images(folder, label_suffix, size, n_values=11)
+    classes = dataset.get('metainfo', {}).get('classes', range(19))
+    write_images(folder, label_suffix, size, n_values=len(classes))
     dataset.data_root = str(root)
 
 
