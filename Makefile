@@ -1,4 +1,4 @@
-# make demo          train, evaluate and picture MDEQ on built-in data
+# make demo          train MDEQ on satellite images and picture a continent it has not seen
 # make test          the fast tests
 # make test-slow     the others
 # make test-all      both
@@ -27,10 +27,12 @@ PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
 env: $(DEFAULT)/.ready
 
-$(DEFAULT)/.ready: requirements/default.txt requirements/tests.txt setup.py pyproject.toml
+$(DEFAULT)/.ready: requirements/default.txt requirements/tests.txt requirements/demo.txt \
+		setup.py pyproject.toml
 	$(PYTHON) -m venv $(DEFAULT)
 	@echo 'installing the default cell (some gigabytes the first time)'
 	$(DEFAULT)/$(PIP_INSTALL) -r requirements/default.txt -r requirements/tests.txt
+	$(DEFAULT)/$(PIP_INSTALL) --no-deps -r requirements/demo.txt
 	$(DEFAULT)/$(PIP_INSTALL) --no-deps --editable .
 	touch $@
 
@@ -53,29 +55,25 @@ $(CLASSIC)/.ready: requirements/classic-build.txt requirements/classic.txt \
 	touch $@
 
 DEMO := work_dirs/demo
-SEGMENTOR := configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py
-CLASSIFIER := configs/classification/mdeq-tiny_1xb64_digits.py
+SEGMENTOR := configs/segmentation/fcn_mdeq-micro_1xb8-600_earth-96x96.py
+WEIGHTS := $(DEMO)/iter_600.pth
+
+# One thread: two that share a busy core wait for each other.
+demo: export OMP_NUM_THREADS := 1
 
 demo: env
-	$(DEFAULT)/bin/python tools/dataset_converters/digits.py
-	$(DEFAULT)/bin/python tools/train.py $(SEGMENTOR) --work-dir $(DEMO)/segmentation
-	$(DEFAULT)/bin/python tools/train.py $(CLASSIFIER) --work-dir $(DEMO)/classification
-	$(DEFAULT)/bin/python tools/test.py $(SEGMENTOR) $(DEMO)/segmentation/iter_1200.pth \
-		--work-dir $(DEMO)/segmentation
-	$(DEFAULT)/bin/python tools/test.py $(CLASSIFIER) $(DEMO)/classification/epoch_12.pth \
-		--work-dir $(DEMO)/classification
-	$(DEFAULT)/bin/python tools/analysis_tools/plot_segmentation.py $(SEGMENTOR) \
-		$(DEMO)/segmentation/iter_1200.pth --out $(DEMO)/segmentation.png
-	$(DEFAULT)/bin/python tools/analysis_tools/plot_convergence.py $(SEGMENTOR) \
-		$(DEMO)/segmentation/iter_1200.pth --out $(DEMO)/convergence_segmentation.png
-	$(DEFAULT)/bin/python tools/analysis_tools/plot_convergence.py $(CLASSIFIER) \
-		$(DEMO)/classification/epoch_12.pth --out $(DEMO)/convergence_classification.png
+	$(DEFAULT)/bin/python tools/dataset_converters/earth.py
+	$(DEFAULT)/bin/python tools/train.py $(SEGMENTOR) --work-dir $(DEMO)
+	$(DEFAULT)/bin/python tools/test.py $(SEGMENTOR) $(WEIGHTS) --work-dir $(DEMO)
+	$(DEFAULT)/bin/python tools/analysis_tools/plot_segmentation.py $(SEGMENTOR) $(WEIGHTS) \
+		--residual --side-by-side --height 6.9 --opacity 1 --out $(DEMO)/continent.png
+	$(DEFAULT)/bin/python tools/analysis_tools/plot_convergence.py $(SEGMENTOR) $(WEIGHTS) \
+		--num-samples 1 --out $(DEMO)/convergence.png
 	@echo
 	@echo 'Done. Look at'
-	@echo '  $(DEMO)/segmentation.png                  images, ground truth, predictions'
-	@echo '  $(DEMO)/convergence_segmentation.png      residual against evaluations'
-	@echo '  $(DEMO)/convergence_classification.png    the same for the classifier'
-	@echo 'Logs and checkpoints are in $(DEMO)/segmentation and $(DEMO)/classification.'
+	@echo '  $(DEMO)/continent.png      South America: image, land cover, prediction, residual'
+	@echo '  $(DEMO)/convergence.png    residual of its equilibrium against evaluations'
+	@echo 'Log and checkpoints are in $(DEMO).'
 
 # Two processes of tests with one thread each share two cores better than threads do.
 # A file stays in one process, so that its fixtures are made once.
