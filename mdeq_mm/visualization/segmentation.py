@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -18,6 +17,7 @@ from matplotlib.patches import Patch
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
+from torch import Tensor
 
 from ..apis import single_layer
 from ..benchmark import NamedSamples, read_image
@@ -107,8 +107,10 @@ def segment_samples(
     samples = []
     for position in range(n_samples):
         data = named[position * len(dataset) // n_samples]
-        recorded = nullcontext([]) if layer is None else recorded_residuals(layer)
-        with recorded as maps:
+        with ExitStack() as stack:
+            maps: list[Tensor] = []
+            if layer is not None:
+                maps = stack.enter_context(recorded_residuals(layer))
             (result,) = model.test_step({key: [value] for key, value in data.items()})
         if layer is not None and len(maps) != 1:
             raise ValueError(
@@ -220,21 +222,22 @@ def _painted(
 
 
 def _draw_residuals(
-    figure: Figure, column: Sequence[Axes], samples: Sequence[Sample]
+    figure: Figure, column: np.ndarray, samples: Sequence[Sample]
 ) -> None:
     """Draws the residuals of all samples on one logarithmic scale, with its bar."""
     residuals = [s.residual for s in samples if s.residual is not None]
     values = np.concatenate([residual.ravel() for residual in residuals])
-    high = max(float(np.nanmax(values)), np.finfo(np.float32).tiny)
+    high = max(float(np.nanmax(values)), torch.finfo(torch.float32).tiny)
     # A few places that happen to be exact must not stretch the scale.
     low = max(float(np.nanpercentile(values, 1)), 1e-4 * high)
-    colours = ScalarMappable(LogNorm(low, high), 'magma')
+    norm = LogNorm(low, high)
+    colours = ScalarMappable(norm, 'magma')
     for axes, sample in zip(column, samples):
         if sample.residual is not None:
             rows, columns = sample.prediction.shape
             axes.imshow(
                 sample.residual.clip(low),
-                norm=colours.norm,
+                norm=norm,
                 cmap=colours.cmap,
                 extent=(0, columns, rows, 0),
             )
