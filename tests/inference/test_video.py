@@ -52,9 +52,9 @@ class TestPan:
         return 3e-3
 
     def test_cut(self, predictor, panned, cut):
-        starts = [r.start for r in records_of(predictor, panned, cut)]
-        expected = [Start.PREVIOUS] * 60
-        expected[0], expected[30] = Start.FIRST, Start.CUT
+        starts = [r.start for r in records_of(predictor, panned[25:35], cut)]
+        expected = [Start.PREVIOUS] * 10
+        expected[0], expected[5] = Start.FIRST, Start.CUT
         assert starts == expected
 
     def test_half_of_the_evaluations_are_saved(self, predictor, panned, cut):
@@ -63,10 +63,12 @@ class TestPan:
         assert len(records) == 60
         assert all(r.converged and r.residual <= TOL for r in records)
         evals = [r.n_evals for r in records]
-        from_zero = [predictor(frame).solves[0] for frame in panned]
-        assert all(solve.converged and solve.from_zero for solve in from_zero)
-        assert [r.n_evals_from_zero for r in records] == [s.n_evals for s in from_zero]
-        assert sum(evals) <= sum(s.n_evals for s in from_zero) / 2
+        from_zero = [r.n_evals_from_zero for r in records]
+        for frame, n_evals in zip(panned[::10], from_zero[::10]):
+            (solve,) = predictor(frame).solves
+            assert (solve.n_evals, solve.converged) == (n_evals, True)
+        assert max(from_zero) < BUDGET
+        assert sum(evals) <= sum(from_zero) / 2
 
     def test_evaluations_are_those_of_the_cell(self, predictor, panned, cut):
         calls = []
