@@ -107,7 +107,9 @@ def test_a_pipeline_that_makes_sizes_equal(make_predictor, texture):
     transform = lambda data: dict(data, img=cv2.resize(data['img'], (64, 64)))  # noqa: E731
     predictor._pipeline.transforms.insert(0, transform)
     frames = [texture(0, (64, 64)), texture(0, (96, 96))]
-    assert [r.start for r in records_of(predictor, frames)] == [Start.FIRST, Start.SIZE]
+    records = records_of(predictor, frames)
+    assert [r.start for r in records] == [Start.FIRST, Start.SIZE]
+    assert records[1].n_evals == predictor(frames[1]).solves[0].n_evals
 
 
 class TestRunsDoNotSeeEachOther:
