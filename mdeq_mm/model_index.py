@@ -11,7 +11,10 @@ from typing import Any
 from mmengine.fileio import load
 
 # Metafiles of the models that mmpretrain builds.
-MMPRETRAIN_METAFILES = ('configs/classification/metafile.yml',)
+MMPRETRAIN_METAFILES = (
+    'configs/classification/metafile.yml',
+    'configs/selfsup/metafile.yml',
+)
 
 
 def list_models(pattern: str = '') -> list[str]:
