@@ -50,7 +50,7 @@ def link_zoo(app: Sphinx, name: str, source: list[str]) -> None:
     up = '../' * name.count('/')
     for page in ZOO.glob('*.md'):
         table = f'{up}../../configs/{page.stem}/README.md'
-        source[0] = source[0].replace(f']({table})', f']({up}zoo/{page.name})')
+        source[0] = source[0].replace(f']({table}', f']({up}zoo/{page.name}')
 
 
 def setup(app: Sphinx) -> None:
