@@ -76,7 +76,7 @@ def test_config(text, tmp_path):
     path = folder / 'config.py'
     path.write_text(text)
     cfg = Config.fromfile(path)
-    assert 'MDEQ' in str(cfg.model)
+    assert re.search('MDEQ|DEQViT', str(cfg.model))
     assert 'mdeq_mm' in cfg.custom_imports.imports
 
 
