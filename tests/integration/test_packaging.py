@@ -103,12 +103,13 @@ def test_editable_installation(root):
         assert (mim / name).samefile(root / name)
 
 
+@pytest.mark.slow
 def test_configs_of_an_unpacked_wheel(wheel, tmp_path):
     """Each finds its bases beside it and in the toolboxes."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     folder = tmp_path / 'mdeq_mm/.mim/configs'
-    paths = [*folder.glob('classification/*.py'), *folder.glob('segmentation/*.py')]
+    paths = [path for path in folder.glob('*/*.py') if path.parent.name != '_base_']
     assert paths
     for path in paths:
         assert Config.fromfile(path).model
