@@ -188,6 +188,7 @@ class TestParity:
         for actual, reference in zip(products, expected):
             assert relative_error(actual, reference) <= 1e-6
 
+    @pytest.mark.slow
     def test_spectral_radius(self, golden, model):
         with torch.no_grad():
             forward_pass, _ = forward_pass_of(
@@ -239,6 +240,7 @@ class TestParity:
         assert_close(logits, golden.ref['eq/logits'], atol=1e-9)
         assert_close(loss_of(logits, golden), golden.ref['eq/loss'], atol=1e-9)
 
+    @pytest.mark.slow
     def test_picard_finds_the_same_equilibrium(self, golden, model):
         layer = model.backbone.equilibrium
         with torch.no_grad(), layer.using(solver=PicardSolver(200, 1e-12)):
@@ -247,6 +249,7 @@ class TestParity:
             assert_close(actual, expected, atol=1e-9)
 
     @pytest.mark.versions
+    @pytest.mark.slow
     def test_gradient_of_every_parameter(self, golden, model):
         """And the adjoint solution behind them."""
         forward_pass, logits = forward_pass_of(model, logits_of, model, golden)
@@ -269,6 +272,7 @@ class TestParity:
         adjoint = adjoint / g.norm(dim=1, keepdim=True)
         assert relative_error(forward_pass.adjoint.state, adjoint) <= 1e-6
 
+    @pytest.mark.slow
     def test_batch_statistics(self, golden, model):
         model.train()
         logits = logits_of(model, golden)
@@ -321,6 +325,7 @@ class TestParity:
 
     @pytest.mark.parametrize('history_dtype', [None, 'bfloat16'])
     @pytest.mark.parametrize('name', ['broyden', 'anderson'])
+    @pytest.mark.slow
     def test_no_more_evaluations_than_the_official_solvers(
         self, golden, model, name, history_dtype
     ):

@@ -8,7 +8,13 @@ from mmengine.utils import import_modules_from_strings
 
 
 @pytest.fixture(scope='session')
-def build_meta(root):
+def shared_config(root):
+    """Loads a config once. It is shared: tests must not change it."""
+    return functools.cache(lambda name: Config.fromfile(root / 'configs' / name))
+
+
+@pytest.fixture(scope='session')
+def build_meta(shared_config):
     """Builds the model of a config, at full width but without any storage.
 
     Both are shared: tests must not change them.
@@ -16,7 +22,7 @@ def build_meta(root):
 
     @functools.cache
     def build(name):
-        cfg = Config.fromfile(root / 'configs' / name)
+        cfg = shared_config(name)
         init_default_scope(cfg.default_scope)
         import_modules_from_strings(f'{cfg.default_scope}.models')
         # The head of Segmenter reads values while it is built.

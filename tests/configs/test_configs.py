@@ -1,6 +1,7 @@
 """Every config loads, has the size it says, and trains."""
 
 import copy
+import functools
 import inspect
 import json
 from importlib.util import find_spec
@@ -91,6 +92,7 @@ def count(module):
 
 
 @pytest.mark.parametrize('name', OFFICIAL_PARAMETERS)
+@pytest.mark.slow
 def test_size_is_the_official_one(build_meta, name):
     _, model = build_meta(name)
     assert count(model) == OFFICIAL_PARAMETERS[name]
@@ -142,16 +144,16 @@ class TestIndex:
         assert f'| {count(build_meta(name)[1]):,} |' in row
 
 
+@functools.cache
+def n_levels(path):
+    bases = Config._get_base_files(path)
+    paths = (Config._get_cfg_path(base, path)[0] for base in bases)
+    return max((1 + n_levels(base) for base in paths), default=0)
+
+
 @pytest.mark.parametrize('name', PARAMS)
 def test_inherits_at_most_three_deep(name):
-    def bases_of(path):
-        for base in Config._get_base_files(str(path)):
-            yield Config._get_cfg_path(base, str(path))[0]
-
-    def n_levels(path):
-        return max((1 + n_levels(base) for base in bases_of(path)), default=0)
-
-    assert 1 <= n_levels(CONFIGS / name) <= 3
+    assert 1 <= n_levels(str(CONFIGS / name)) <= 3
 
 
 class TestHooks:
@@ -162,8 +164,8 @@ class TestHooks:
         return Config.fromfile(CONFIGS / '_base_' / 'mdeq_runtime.py')
 
     @pytest.mark.parametrize('name', PARAMS)
-    def test_every_recipe_takes_them_over(self, runtime, name):
-        cfg = Config.fromfile(CONFIGS / name)
+    def test_every_recipe_takes_them_over(self, runtime, shared_config, name):
+        cfg = shared_config(name)
         assert 'custom_hooks' not in cfg
         if cfg.model.backbone.type not in BACKBONES:
             types = {hook.type for hook in cfg.default_hooks.values()}

@@ -64,6 +64,8 @@ class TestCompiledCell:
     def test_forward_and_full_gradient(self, models, dropout):
         assert_same(*models(dropout=dropout), torch.rand(2, 3, 32, 32))
 
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_products_and_full_gradient_through_the_compiled_cell_itself(self, models):
         """The layer does without them, but they are right, also many through one."""
         _, model = models(dropout=0.3)
@@ -95,6 +97,8 @@ class TestCompiledCell:
         assert_same(eager, compiled, x + 0.1)
         assert n_compiled() == before + 1
 
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_many_sizes_need_few_graphs(self, models):
         eager, compiled = models()
         before = n_compiled()
@@ -102,6 +106,8 @@ class TestCompiledCell:
             assert_same(eager, compiled, torch.rand(2, 3, *size))
         assert n_compiled() - before <= 2  # the second knows any size
 
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_many_models_in_one_process(self, models):
         """The compiler's limit is that of each model."""
         before = n_compiled()
@@ -148,6 +154,8 @@ class TestCompiledCell:
         assert n_compiled() == before
 
     @pytest.mark.parametrize('with_cp', [False, True])
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_checkpointing(self, models, with_cp):
         assert_same(*models(dropout=0.3, with_cp=with_cp), torch.rand(2, 3, 32, 32))
 
@@ -160,6 +168,8 @@ class TestCompiledCell:
             assert a.dtype == torch.float32
             assert (a - b).norm() <= 1e-2 * b.norm()
 
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_copies_and_state_dict(self, models):
         eager, compiled = models()
         assert list(compiled.state_dict()) == list(eager.state_dict())

@@ -57,6 +57,7 @@ class TestPan:
         expected[0], expected[5] = Start.FIRST, Start.CUT
         assert starts == expected
 
+    @pytest.mark.slow
     def test_half_of_the_evaluations_are_saved(self, predictor, panned, cut):
         """To the same residual: every frame meets the tolerance both ways."""
         records = records_of(predictor, panned, cut, compare=True)

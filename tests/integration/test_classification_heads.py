@@ -38,6 +38,8 @@ from .classification_heads import (
 )
 
 pytestmark = pytest.mark.versions
+# The others are slow, all together.
+FEW = ('LinearClsHead', 'ArcFaceClsHead', 'HRFuseScales', 'SimSiam')
 
 
 class TestMatrix:
@@ -55,13 +57,17 @@ class TestMatrix:
         assert set(ROWS) <= run
 
     @pytest.mark.parametrize('backbone', BACKBONES)
-    @pytest.mark.parametrize('name', ROWS)
+    @pytest.mark.parametrize(
+        'name',
+        [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in ROWS],
+    )
     def test_row(self, name, backbone):
         """Trains all of the backbone, predicts any size, and each image on its own."""
         assert result(name, backbone) == dict(train='yes', predict='yes', alone='yes')
 
     @pytest.mark.parametrize('backbone', BACKBONES)
     @pytest.mark.parametrize('name', [n for n, row in ROWS.items() if row.four_maps])
+    @pytest.mark.slow
     def test_four_maps_where_one_is_taken(self, name, backbone):
         row = ROWS[name]
         model = build(row, BACKBONES[backbone], ALL)
@@ -76,6 +82,7 @@ class TestMatrix:
         with pytest.raises(refusal.error, match=refusal.message):
             loss_of(model, refusal.row)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize('name', TABLES)
     def test_table_of_the_page(self, name):
         """`python tests/integration/classification_heads.py` writes it."""

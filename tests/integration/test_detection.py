@@ -61,8 +61,14 @@ def detector(name, backbone):
     return build_model(cfg)
 
 
+# The others take as long each.
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize('backbone', BACKBONES)
-@pytest.mark.parametrize('name', DETECTORS)
+@pytest.mark.parametrize(
+    'name', ['RetinaNet', *(pytest.param(n, marks=SLOW) for n in [*DETECTORS][1:])]
+)
 def test_trains_and_predicts(name, backbone):
     model = detector(name, backbone).train()
     model.backbone.init_weights()
@@ -125,6 +131,7 @@ def trained(run_tool, place, config):
     return work_dir
 
 
+@pytest.mark.slow
 class TestTools:
     def test_hooks(self, trained, scalars):
         records = [record for record in scalars(trained) if 'loss' in record]

@@ -35,6 +35,7 @@ def test_killed_and_resumed(
         assert torch.equal(actual[name], expected[name]), name
 
 
+@pytest.mark.slow
 def test_resumed_in_the_main_process(run_tool, workplace, tmp_path, state_of):
     """Without workers, augmentation and dropout share the generators."""
     path = write_config(tmp_path / 'config.py', **SHORT)
@@ -109,6 +110,7 @@ def all_are_damaged(run):
         (shutil.rmtree, None, []),
     ],
 )
+@pytest.mark.slow
 def test_after_a_power_cut(
     run_tool, trained, workplace, tmp_path, state_of, damage, taken, skipped
 ):

@@ -70,6 +70,7 @@ class TestWrongWeights:
             ),
         ],
     )
+    @pytest.mark.slow
     def test_lists_them(self, run, state_dicts, edit, messages):
         with pytest.raises(ValueError, match='model.pth do not fit') as error:
             run(dict(state_dict=edit(state_dicts['own'])))
@@ -83,6 +84,7 @@ class TestWrongWeights:
             ('classifier', ['missing: ', 'unexpected: neck', 'misshapen']),
         ],
     )
+    @pytest.mark.slow
     def test_other_models(self, run, state_dicts, name, messages):
         with pytest.raises(ValueError, match='model.pth do not fit') as error:
             run(dict(state_dict=state_dicts[name]))
@@ -90,6 +92,7 @@ class TestWrongWeights:
             assert message in str(error.value)
 
     @pytest.mark.parametrize('content', [[1, 2], 'text', torch.zeros(3)])
+    @pytest.mark.slow
     def test_no_state_dict(self, run, content):
         with pytest.raises(ValueError, match='model.pth holds no state dict'):
             run(content)
@@ -113,12 +116,14 @@ class TestWrongWeights:
 
 
 class TestRightWeights:
+    @pytest.mark.slow
     def test_as_they_are_and_in_wrappers(self, run, calm, root):
         model = calm(apis.build_model(apis.load_config(root / CONFIG)))
         state = model.state_dict()
         run(dict(state_dict=state))
         run({f'module.{key}': value for key, value in state.items()})
 
+    @pytest.mark.slow
     def test_allow_partial(self, run, calm, root):
         model = calm(apis.build_model(apis.load_config(root / CONFIG)))
         state = dict(model.state_dict(), extra=torch.ones(1))

@@ -203,6 +203,7 @@ def test_books(make, problem, budget, tol, stop_mode, interval, restrict):
     interval=INTERVALS,
     data=st.data(),
 )
+@pytest.mark.slow
 def test_order_and_company(make, problem, restrict, interval, data):
     """Samples come out in any order, and alone, as they do together."""
     solver = make(30, 1e-3, 'rel', interval)

@@ -47,6 +47,7 @@ class TestRun:
             (lambda state: state.clear(), 'missing: '),
         ],
     )
+    @pytest.mark.slow
     def test_other_model(self, make_runner, trained, hooks, resume, edit, message):
         change(trained, edit)
         runner = self.runner(make_runner, trained, hooks, resume)

@@ -36,6 +36,7 @@ def small(**kwargs):
 
 class TestArchitectures:
     @pytest.mark.parametrize(('arch', 'n_parameters', 'shapes'), ARCHITECTURES)
+    @pytest.mark.slow
     def test_every_architecture(self, arch, n_parameters, shapes):
         """Number of parameters, forward, backward, and some of the feature maps."""
         once = dict(type='PicardSolver', max_evals=1)

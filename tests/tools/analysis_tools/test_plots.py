@@ -32,6 +32,7 @@ def record(calls):
 
 
 @pytest.mark.parametrize('option', ['model.backbone.forward_solver.tol=0.1', None])
+@pytest.mark.slow
 def test_convergence(load_tool, arguments, scenes, monkeypatch, capsys, option):
     tool = load_tool('analysis_tools/plot_convergence.py')
     plotted = []
@@ -127,6 +128,7 @@ class TestSegmentation:
         assert heights[0] == pytest.approx(heights[1] - 1.7 * 150, abs=2)
 
     @pytest.mark.parametrize('n_outputs', [1, 2])
+    @pytest.mark.slow
     def test_two_classes(
         self, tool, root, arguments, scenes, calm, monkeypatch, n_outputs
     ):

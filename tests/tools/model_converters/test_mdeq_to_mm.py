@@ -127,6 +127,8 @@ def check_logits(golden, cfg, path):
 class TestConvert:
     # float16 alone changes values; the others must give the same tensors.
     @pytest.mark.parametrize('variant', ['plain', 'float16'])
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_logits(self, golden, official, tool, tmp_path, capsys, variant):
         src, dst = tmp_path / 'official.pkl', tmp_path / 'new' / 'converted.pth'
         torch.save(VARIANTS[variant](official), src)
@@ -138,6 +140,8 @@ class TestConvert:
         assert [path.name for path in dst.parent.iterdir()] == ['converted.pth']
         check_logits(golden, cfg, dst)
 
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_variants(self, golden, official, tool, tmp_path):
         converted = {}
         for variant in VARIANTS.keys() - {'float16'}:
@@ -296,6 +300,8 @@ def refuse(tool, tmp_path, capsys):
 
 
 class TestErrors:
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_code_in_a_pickle(self, root, state, tool, tmp_path, capsys):
         src, dst = tmp_path / 'official.pkl', tmp_path / 'converted.pth'
         torch.save(dict(state_dict=state, perf=Trap(tmp_path / 'ran')), src)
