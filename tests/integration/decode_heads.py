@@ -14,6 +14,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
+from mmengine.utils import digit_version
 from mmseg.structures import SegDataSample
 
 from .decode_head_models import CHANNELS, HEADS, NECKS, NORM
@@ -135,7 +136,15 @@ FAULTS = {
         ('train', 'predict'), Fault(ValueError, 'too many values to unpack')
     ),
 }
+# What an old torch adds. The page is of the newest versions.
+OLD_FAULTS = {
+    'DNLHead': dict(train=Fault(RuntimeError, 'modified by an inplace operation')),
+}
+IS_OLD = digit_version(torch.__version__) < digit_version('2.2')
+if IS_OLD:
+    FAULTS.update(OLD_FAULTS)
 NOTES = {
+    'DNLHead': 'torch 2.1: changes in place what backward needs',
     'LightHamHead': '`rand_init=False`: else a prediction is random',
     'LRASPPHead': 'pools 49x49: its coarsest map must be as large',
     'LRASPPHead, larger': '`downsample_times=0`: strides 1, 2 and 4',

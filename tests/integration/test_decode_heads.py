@@ -10,7 +10,9 @@ from mmengine.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from .decode_heads import (
+    IS_OLD,
     MISSING_OP,
+    OLD_FAULTS,
     PAGE,
     ROWS,
     STEPS,
@@ -75,7 +77,8 @@ def test_row(row, page, request):
     for step in STEPS:
         works = not faults_of(row).keys() & {step, 'predict' if step == 'batch' else ''}
         assert outcome.works(step) == works, (step, outcome)
-    if not request.config.getoption('--write-heads-page'):
+    is_of_the_page = not (IS_OLD and row.name in OLD_FAULTS)
+    if is_of_the_page and not request.config.getoption('--write-heads-page'):
         assert outcome.line() == lines_of(PAGE.read_text())[row.name]
 
 
