@@ -99,8 +99,8 @@ def test_every_page_is_in_the_contents():
         assert name == 'index' or f'\n{name}\n' in index, name
 
 
-def test_nothing_is_found():
-    """The tests above would pass if the blocks were not found."""
+def test_blocks_are_found():
+    """Without any, the tests above would pass as well."""
     assert len(commands()) > 20
     assert len(configs()) > 3
     assert CHINESE

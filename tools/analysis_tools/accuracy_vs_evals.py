@@ -22,6 +22,7 @@ from mdeq_mm.cli import (
     int_of_at_least,
     non_negative_float,
 )
+from mdeq_mm.deq.checks import check_choice
 from mdeq_mm.engine import StrictLoadingHook
 from mdeq_mm.visualization import plot_budgets
 
@@ -95,7 +96,12 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             runner.register_hook(
                 StrictLoadingHook(args.checkpoint, hint=hint, but=TRAINING_PARTS)
             )
-        tests = list(accuracy_at_budgets(runner, args.evals, args.tol))
+        tests = []
+        for test in accuracy_at_budgets(runner, args.evals, args.tol):
+            # Only a test tells which metrics there are. The first one is enough.
+            for name in args.metrics or ():
+                check_choice('metrics', name, tuple(test.metrics))
+            tests.append(test)
     runner.logger.info('%s\n%s', args.checkpoint, table_of(tests))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figures = args.out.with_suffix('.json')

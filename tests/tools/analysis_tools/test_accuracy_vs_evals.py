@@ -74,6 +74,16 @@ def test_other_weights(load_tool, arguments, scenes, root):
     assert (scenes / 'accuracy_vs_evals.png').exists()
 
 
+def test_unknown_metric(load_tool, arguments, scenes):
+    """The first test is enough to see it, and nothing is written."""
+    command = [*map(str, arguments), '--evals', '1', '--metrics', 'mAP']
+    with pytest.raises(ValueError, match="metrics must be .*'mIoU'.* got 'mAP'"):
+        load_tool(NAME).main([*command, *OPTIONS])
+    assert not list(scenes.glob('accuracy_vs_evals.*'))
+    logs = [path.read_text() for path in scenes.rglob('*.log')]
+    assert sum('mIoU: ' in line for log in logs for line in log.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
