@@ -1,5 +1,6 @@
-"""Predictions for single images and for the frames of a video."""
+"""Predictions for single images and for the frames of a video, and how they go."""
 
+from .examination import examine_image, solver_named
 from .frames import FrameFolder, Frames, VideoFile, open_frames
 from .predictor import Prediction, Predictor, Solve
 from .video import FrameRecord, Start, segment_frames, write_overlay_video
@@ -22,8 +23,10 @@ __all__ = [
     'VideoFile',
     'check_codec',
     'check_image_path',
+    'examine_image',
     'open_frames',
     'segment_frames',
+    'solver_named',
     'video_writer',
     'whole_file',
     'write_image',

@@ -122,6 +122,16 @@ class Predictor:
         """
         return read_image(path, self._flag)
 
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """Returns what the pipeline makes of an image.
+
+        Args:
+            image (np.ndarray): The image, BGR, uint8, ``(H, W, 3)``.
+        """
+        size = image.shape[:2]
+        data = self._pipeline(dict(img=image, img_shape=size, ori_shape=size))
+        return dict(data)
+
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predicts an image.
@@ -129,8 +139,7 @@ class Predictor:
         Args:
             image (np.ndarray): The image, BGR, uint8, ``(H, W, 3)``.
         """
-        size = image.shape[:2]
-        data = self._pipeline(dict(img=image, img_shape=size, ori_shape=size))
+        data = self.prepare(image)
         solves: list[Solve] = []
 
         def observe(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
