@@ -26,7 +26,6 @@ MAY_IMPORT = {
     'models': {'deq'},
     'evaluation': {'deq'},
     'checkpoints': {'compat', 'deq', 'models'},
-    'engine': {'checkpoints', 'deq', 'evaluation', 'models'},
     'model_index': set(),
     'apis': {'checkpoints', 'deq', 'model_index'},
     'anytime': {'apis', 'deq'},
@@ -34,6 +33,7 @@ MAY_IMPORT = {
     'dataset_check': {'apis'},
     'benchmark': {'anytime', 'apis', 'deq'},
     'visualization': {'apis', 'benchmark', 'deq'},
+    'engine': {'checkpoints', 'deq', 'evaluation', 'models', 'visualization'},
     'inference': {'apis', 'benchmark', 'checkpoints', 'deq', 'visualization'},
 }
 DEQ_MAY_IMPORT = {'torch', 'mmengine.registry', 'mmengine.utils'}

@@ -77,9 +77,8 @@ def draw_convergence(
         pale.set_color(line.get_color())
     if tol is not None:
         axes.axhline(tol, color='black', linestyle='--', linewidth=0.8)
-        axes.annotate(
-            f'tolerance {tol:g}', (evals[-1], tol), ha='right', va='bottom', fontsize=9
-        )
+        # Lines fall, so there is room at their beginning.
+        axes.annotate(f'tolerance {tol:g}', (1, tol), va='bottom', fontsize=9)
     if max_evals is not None and max_evals < len(residuals):
         axes.axvline(max_evals, color='black', linestyle=':', linewidth=0.8)
         axes.annotate(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .convergence import draw_convergence
-from .examination import Examination
+from .examination import Examination, Step
 from .residuals import draw_residual_maps
 
 DPI = 110
@@ -90,31 +90,35 @@ def picture_adjoint(solves: Mapping[str, Examination]) -> Optional[np.ndarray]:
 def picture_features(solves: Mapping[str, Examination]) -> np.ndarray:
     """Draws features and residuals on the way, one column per evaluation.
 
-    The colours of a branch are the first three principal components of its features at
-    the end of that solve, the same ones in all columns.
+    The colours of a branch are the first three principal components of its features
+    where the solves end, the same ones for all solves and columns.
 
     Args:
-        solves (Mapping[str, Examination]): The solves by name, at least one.
+        solves (Mapping[str, Examination]): The solves of one architecture by name, at
+            least one.
 
     Returns:
         np.ndarray: RGB image, uint8, ``(H, W, 3)``.
     """
-    rows = sum(1 + len(solve.branches) for solve in solves.values())
-    columns = max(len(solve.steps) for solve in solves.values())
-    aspect = _aspect(next(iter(solves.values())).steps[-1].residual)
+    ends = [solve.steps[-1] for solve in solves.values()]
+    n_rows = len(ends[0].features) + 1
+    n_columns = max(len(solve.steps) for solve in solves.values())
+    width = 1.7 * _aspect(ends[0].residual) * n_columns + 2.2
     figure = Figure(
-        figsize=(1.7 * aspect * columns + 2.2, 1.9 * rows + 0.4),
+        figsize=(width, 1.9 * n_rows * len(solves) + 0.4),
         layout='constrained',
         dpi=DPI,
     )
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(n_rows * len(solves), n_columns, squeeze=False)
     maps: list[tuple[Axes, np.ndarray]] = []
-    first = 0
-    for name, solve in solves.items():
-        block = grid[first : first + 1 + len(solve.branches)]
-        first += len(block)
-        block[0, 0].set_title(name, loc='left', pad=22)
-        _draw_branches(block[:-1], solve)
+    for number, (name, solve) in enumerate(solves.items()):
+        block = grid[number * n_rows : (number + 1) * n_rows]
+        for axes, step in zip(block[0], solve.steps):
+            axes.set_title(step.name, fontsize=9)
+        middle = block[0, (len(solve.steps) - 1) // 2]
+        if name:
+            middle.set_title(f'{name}\n\n{middle.get_title()}', fontsize=9)
+        _draw_branches(block[:-1], solve, ends)
         block[-1, 0].set_ylabel('residual', fontsize=9)
         maps += zip(block[-1], [step.residual for step in solve.steps])
     draw_residual_maps(figure, *zip(*maps))
@@ -152,48 +156,50 @@ def picture_slow_places(solves: Mapping[str, Examination]) -> np.ndarray:
     return _render(figure)
 
 
-def principal_colours(features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Colours feature maps by the first three principal components of the last one.
+def principal_colours(
+    features: Sequence[np.ndarray], ends: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Colours feature maps by the first three principal components of some of them.
 
     Args:
-        features (Sequence[np.ndarray]): Maps of the same channels, ``(C, H, W)``.
+        features (Sequence[np.ndarray]): Maps to colour, ``(C, H, W)``.
+        ends (Sequence[np.ndarray]): Maps of the same channels that the components and
+            the range of the colours are taken from.
 
     Returns:
         list[np.ndarray]: RGB of each map, in [0, 1], ``(H, W, 3)``. With fewer than
         three channels the colours that are left are 0.5, and so is what is not finite.
     """
-    channels = len(features[-1])
-    centre = features[-1].reshape(channels, -1).mean(1, dtype=float)
-    last = np.nan_to_num(_flat(features[-1], centre))
-    directions = np.linalg.eigh(last.T @ last)[1][:, : -4 : -1]
-    # The sign of an eigenvector is a matter of chance.
-    largest = np.take_along_axis(
-        directions, np.abs(directions).argmax(0, keepdims=True), 0
-    )
-    directions = directions * np.sign(largest)
-    low, high = np.percentile(last @ directions, (2, 98), axis=0)
+    places = np.nan_to_num(np.concatenate([_rows(end) for end in ends]))
+    centre = places.mean(0)
+    covariance = (places - centre).T @ (places - centre)
+    directions = np.linalg.eigh(covariance)[1][:, :-4:-1]
+    low, high = np.percentile((places - centre) @ directions, (2, 98), axis=0)
     span = np.maximum(high - low, np.finfo(float).tiny)
     pictures = []
     for feature in features:
         colours = np.full((feature[0].size, 3), 0.5)
-        values = (_flat(feature, centre) @ directions - low) / span
+        values = ((_rows(feature) - centre) @ directions - low) / span
         colours[:, : values.shape[1]] = np.nan_to_num(values, nan=0.5).clip(0, 1)
         pictures.append(colours.reshape(*feature.shape[1:], 3))
     return pictures
 
 
-def _flat(feature: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Returns the channels of each place as a row, relative to the centre."""
-    return feature.reshape(len(feature), -1).T - centre
+def _rows(feature: np.ndarray) -> np.ndarray:
+    """Returns the channels of each place as a row."""
+    return feature.reshape(len(feature), -1).T.astype(float)
 
 
-def _draw_branches(grid: np.ndarray, solve: Examination) -> None:
+def _draw_branches(
+    grid: np.ndarray, solve: Examination, ends: Sequence[Step]
+) -> None:
     """Draws the features of a solve, one row per branch, one column per step."""
-    for axes, step in zip(grid[0], solve.steps):
-        axes.set_title(step.name, fontsize=9)
     for number, (row, name) in enumerate(zip(grid, solve.branches)):
         row[0].set_ylabel(name.replace(': ', '\n'), fontsize=9)
-        maps = principal_colours([step.features[number] for step in solve.steps])
+        maps = principal_colours(
+            [step.features[number] for step in solve.steps],
+            [end.features[number] for end in ends],
+        )
         for axes, colours in zip(row, maps):
             axes.imshow(colours, interpolation='nearest')
 

@@ -70,8 +70,8 @@ SECTIONS = {
     'features': (
         'Features on the way',
         'What the evaluations return, one row per branch. The colours are the first '
-        'three principal components of the features at the end of the solve. Features '
-        'whose colours no longer change have converged.',
+        'three principal components of the features where the solves end. Features whose '
+        'colours no longer change have converged.',
     ),
     'adjoint': (
         'Adjoint solve',
