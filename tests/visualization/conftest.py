@@ -10,7 +10,7 @@ from ..deq.toys import LinearCell
 @pytest.fixture
 def solving_layer():
     """A layer at the equilibrium, which takes some plain iterations."""
-    solver = PicardSolver(max_evals=12, tol=1e-2)
+    solver = PicardSolver(max_evals=12, tol=1e-2, damping=1.0)
     gradient = ImplicitGradient(PicardSolver(max_evals=20, tol=1e-3))
     return EquilibriumLayer(LinearCell(), solver, gradient).eval()
 

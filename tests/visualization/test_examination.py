@@ -37,8 +37,9 @@ class TestExamine:
         assert examined.branches == ['branch 0: 4 x 2x3', 'branch 1: 2 x 4x6']
         assert examined.traces.shape == (len(examined.traces), 3)
         torch.testing.assert_close(examined.traces[1, 1:], torch.tensor([1 / 3, 1.0]))
-        names = [step.name for step in examined.steps]
-        assert names == ['evaluation 1', 'evaluation 2', 'evaluation 4', 'the result']
+        *evaluations, end = [step.name for step in examined.steps]
+        assert evaluations == [f'evaluation {number}' for number in (1, 2, 4, 8)]
+        assert end == 'the result'
         np.testing.assert_allclose(examined.steps[0].features[1], second)
         np.testing.assert_allclose(examined.steps[1].features[0], 1.5 * first)
         assert examined.steps[0].residual.shape == (4, 6)
@@ -54,7 +55,7 @@ class TestExamine:
     def test_linear_part(self, examined):
         assert examined.radius == pytest.approx(0.5, abs=1e-4)
         assert examined.adjoint.converged
-        assert 4 < examined.adjoint.n_evals <= 12
+        assert 4 < examined.adjoint.n_evals <= 20
         assert examined.adjoint.state.shape == examined.solution.state.shape
 
     def test_without_an_adjoint(self, solving_layer, images):

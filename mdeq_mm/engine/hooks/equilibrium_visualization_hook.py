@@ -47,9 +47,6 @@ class EquilibriumVisualizationHook(EquilibriumHook):
         ... )
     """
 
-    # Before LoggerHook, which may send what is logged.
-    priority = 'NORMAL'
-
     def __init__(self, interval: int = 1, num_images: int = 2) -> None:
         super().__init__()
         check_int('interval', interval, 1)
@@ -58,7 +55,8 @@ class EquilibriumVisualizationHook(EquilibriumHook):
         self.num_images = num_images
         self._n_validations = 0
         self._n_drawn = num_images
-        self._observed: Optional[tuple[EquilibriumLayer, ForwardPass]] = None
+        # The first pass of the iteration, with its layer.
+        self._observed: list[tuple[EquilibriumLayer, ForwardPass]] = []
 
     def before_run(self, runner: Runner) -> None:
         """Begins to count validations."""
@@ -90,12 +88,11 @@ class EquilibriumVisualizationHook(EquilibriumHook):
     def before_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Waits for the first forward pass, if there is an image to draw."""
         super().before_val_iter(runner, *args, **kwargs)
-        self._observed = None
         if self._n_drawn < self.num_images:
             for layer in self.layers(runner.model):
                 handle = layer.register_pass_hook(weakly(self._observe))
                 self.iteration_scope.enter_context(handle)
-            self.iteration_scope.callback(self._forget)
+            self.iteration_scope.callback(self._observed.clear)
 
     def after_val_iter(
         self,
@@ -105,8 +102,7 @@ class EquilibriumVisualizationHook(EquilibriumHook):
         outputs: Optional[Sequence[Any]] = None,
     ) -> None:
         """Draws images of the batch."""
-        if self._observed is not None:
-            layer, forward_pass = self._observed
+        for layer, forward_pass in self._observed:
             inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
             left = self.num_images - self._n_drawn
             for sample in range(min(len(forward_pass.state), left)):
@@ -120,11 +116,8 @@ class EquilibriumVisualizationHook(EquilibriumHook):
         super().after_val_iter(runner, batch_idx, data_batch, outputs)
 
     def _observe(self, layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
-        if self._observed is None:
-            self._observed = layer, forward_pass
-
-    def _forget(self) -> None:
-        self._observed = None
+        if not self._observed:
+            self._observed.append((layer, forward_pass))
 
     def _draw(
         self,
