@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Optional
 
 import numpy as np
-from mmengine.registry import TASK_UTILS
 
 from ..apis import single_layer, solving_mode
 from ..deq import EquilibriumLayer, FixedPointSolver, ForwardPass
@@ -76,7 +73,5 @@ def solver_named(name: str, like: FixedPointSolver) -> FixedPointSolver:
     """
     if name == type(like).__name__:
         return like
-    settings = dict(
-        max_evals=like.max_evals, tol=like.tol, stop_mode=like.stop_mode
-    )
+    settings = dict(max_evals=like.max_evals, tol=like.tol, stop_mode=like.stop_mode)
     return build(dict(settings, type=name), FixedPointSolver, 'solver')

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..deq import ImplicitGradient
 from .convergence import draw_convergence
 from .examination import Examination, Step
 from .residuals import draw_residual_maps
@@ -31,13 +32,14 @@ def picture_input(inputs: object) -> Optional[np.ndarray]:
     Returns:
         np.ndarray: RGB image, uint8, ``(H, W, 3)``; None of anything else.
     """
-    is_image = (
-        isinstance(inputs, torch.Tensor)
-        and inputs.dtype == torch.uint8
-        and inputs.dim() == 3
-        and len(inputs) == 3
-    )
-    return inputs.flip(0).permute(1, 2, 0).cpu().numpy() if is_image else None
+    if (
+        not isinstance(inputs, torch.Tensor)
+        or inputs.dtype != torch.uint8
+        or inputs.dim() != 3
+        or len(inputs) != 3
+    ):
+        return None
+    return inputs.flip(0).permute(1, 2, 0).cpu().numpy()
 
 
 def picture_residuals(solves: Mapping[str, Examination]) -> np.ndarray:
@@ -72,10 +74,11 @@ def picture_adjoint(solves: Mapping[str, Examination]) -> Optional[np.ndarray]:
     """
 
     def draw(axes: Axes, solve: Examination) -> None:
-        if solve.adjoint is None:
+        gradient = solve.mode.gradient
+        solver = gradient.solver if isinstance(gradient, ImplicitGradient) else None
+        if solve.adjoint is None or solver is None:
             axes.text(0.5, 0.5, 'no adjoint solve', ha='center')
             return
-        solver = solve.mode.gradient.solver
         draw_convergence(
             axes, solve.adjoint.trace, solver.tol or None, stop_mode=solver.stop_mode
         )
@@ -190,9 +193,7 @@ def _rows(feature: np.ndarray) -> np.ndarray:
     return feature.reshape(len(feature), -1).T.astype(float)
 
 
-def _draw_branches(
-    grid: np.ndarray, solve: Examination, ends: Sequence[Step]
-) -> None:
+def _draw_branches(grid: np.ndarray, solve: Examination, ends: Sequence[Step]) -> None:
     """Draws the features of a solve, one row per branch, one column per step."""
     for number, (row, name) in enumerate(zip(grid, solve.branches)):
         row[0].set_ylabel(name.replace(': ', '\n'), fontsize=9)

@@ -36,6 +36,7 @@ h2 { margin: 1.6em 0 0.3em; }
 table { border-collapse: collapse; }
 th, td { border-bottom: 1px solid #ddd; padding: 0.3em 1.2em 0.3em 0; text-align: left;
          vertical-align: top; }
+th { font-weight: normal; color: #555; min-width: 15em; }
 img { max-width: 100%; }
 .predictions { display: flex; flex-wrap: wrap; gap: 1.5em; }
 .predictions figure { margin: 0; }
@@ -52,33 +53,28 @@ $sections
 </html>
 """)
 SECTION = Template('<h2>$heading</h2>\n<p>$text</p>\n$content\n')
-# Name of each picture, its heading, and how to read it.
-SECTIONS = {
-    'prediction': ('Prediction', 'What the model makes of the image.'),
-    'residuals': (
-        'Residual against evaluations',
-        'A pale line is the residual of each evaluation, the solid line the smallest '
-        'one so far. A branch whose line stays above the others holds the solve up. A '
-        'line that stops falling above the tolerance needs another solver, or '
-        'regularisation in training.',
-    ),
-    'slow_places': (
-        'Where it converges slowly',
-        'The residual at each place of the finest feature map when the solve ends. '
-        'Bright places are the farthest from the equilibrium.',
-    ),
-    'features': (
-        'Features on the way',
-        'What the evaluations return, one row per branch. The colours are the first '
-        'three principal components of the features where the solves end. Features whose '
-        'colours no longer change have converged.',
-    ),
-    'adjoint': (
-        'Adjoint solve',
-        'The solve of the backward pass at this equilibrium, for a gradient of random '
-        'direction, with the solver of the gradient.',
-    ),
+# Heading of each picture, and how to read it.
+HEADINGS = {
+    'prediction': 'Prediction',
+    'residuals': 'Residual against evaluations',
+    'slow_places': 'Where it converges slowly',
+    'features': 'Features on the way',
+    'adjoint': 'Adjoint solve',
 }
+TEXTS = dict(
+    prediction='What the model makes of the image.',
+    residuals='A pale line is the residual of each evaluation, the solid line the '
+    'smallest one so far. A branch whose line stays above the others holds the solve '
+    'up. A line that stops falling above the tolerance needs another solver, or '
+    'regularisation in training.',
+    slow_places='The residual at each place of the finest feature map when the solve '
+    'ends. Bright places are the farthest from the equilibrium.',
+    features='What the evaluations return, one row per branch. The colours are the '
+    'first three principal components of the features where the solves end. Features '
+    'whose colours no longer change have converged.',
+    adjoint='The solve of the backward pass at this equilibrium, for a gradient of '
+    'random direction, with the solver of the gradient.',
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +151,8 @@ def _page(
     ]
     contents['prediction'] = f'<div class="predictions">{"".join(figures)}</div>'
     sections = [
-        SECTION.substitute(heading=heading, text=text, content=contents[name])
-        for name, (heading, text) in SECTIONS.items()
+        SECTION.substitute(heading=heading, text=TEXTS[name], content=contents[name])
+        for name, heading in HEADINGS.items()
         if name in contents
     ]
     return PAGE.substitute(
@@ -181,9 +177,10 @@ def _facts(cases: Mapping[str, ReportCase]) -> str:
     columns = [_numbers(case.examination) for case in cases.values()]
     rows = [('', *cases)]
     rows += [(key, *(column[key] for column in columns)) for key in columns[0]]
-    return ''.join(
-        '<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>\n'
-        for row in rows
+    texts = [[escape(cell) for cell in row] for row in rows]
+    return '\n'.join(
+        f'<tr><th>{key}</th><td>{"</td><td>".join(cells)}</td></tr>'
+        for key, *cells in texts
     )
 
 
@@ -193,24 +190,24 @@ def _numbers(solve: Examination) -> dict[str, str]:
     radius = 'not computed' if solve.radius is None else f'{solve.radius:.3g}'
     adjoint = 'none: the gradient solves no adjoint system'
     if solve.adjoint is not None:
-        adjoint = _outcome(solve.adjoint)
+        adjoint = _outcome(solve.adjoint, 'vector-Jacobian products')
     return {
         'solver': type(solver).__name__,
         'budget and tolerance': f'{solver.max_evals} evaluations, {solver.tol:g} '
         f'({solver.stop_mode})',
-        'outcome': _outcome(solve.solution),
+        'outcome': _outcome(solve.solution, 'evaluations'),
         'branch with the largest residual': solve.branches[int(last.argmax())],
         'numbers in the state': f'{solve.solution.state.shape[1]:,}',
-        'spectral radius': radius,
+        'spectral radius, below 1 where plain iteration converges': radius,
         'adjoint solve': adjoint,
     }
 
 
-def _outcome(solution: Solution) -> str:
+def _outcome(solution: Solution, unit: str) -> str:
     """Returns in words how a solve of one sample ended."""
     (message,) = solution.messages
-    evals, residual = int(solution.n_evals), float(solution.residual)
-    return f'{evals} evaluations, residual {residual:.2g}; {message}'
+    number, residual = int(solution.n_evals), float(solution.residual)
+    return f'{number} {unit}, residual {residual:.2g}; {message}'
 
 
 def _png(image: np.ndarray) -> bytes:

@@ -48,9 +48,7 @@ class TestExamine:
         solver = replace(solving_layer.configured.solver, stop_mode='abs')
         with solving_layer.using(solver=solver):
             traces = examine(solving_layer, run(solving_layer, images)).traces
-        torch.testing.assert_close(
-            traces[:, 1:].square().sum(1).sqrt(), traces[:, 0]
-        )
+        torch.testing.assert_close(traces[:, 1:].square().sum(1).sqrt(), traces[:, 0])
 
     def test_linear_part(self, examined):
         assert examined.radius == pytest.approx(0.5, abs=1e-4)

@@ -134,7 +134,9 @@ class TestRunner:
     )
     def test_nothing_to_follow(self, make_runner, model, change, message):
         runner = make_runner([HOOK], model=change(model))
-        with pytest.raises(ValueError, match=f'EquilibriumVisualizationHook.*{message}'):
+        with pytest.raises(
+            ValueError, match=f'EquilibriumVisualizationHook.*{message}'
+        ):
             runner.train()
         assert runner.iter == 0
 
@@ -198,5 +200,7 @@ class TestHook:
 
     @pytest.mark.parametrize('name', ['interval', 'num_images'])
     def test_bad_arguments(self, name):
-        with pytest.raises(ValueError, match=f'{name} must be an integer of at least 1'):
+        with pytest.raises(
+            ValueError, match=f'{name} must be an integer of at least 1'
+        ):
             EquilibriumVisualizationHook(**{name: 0})
