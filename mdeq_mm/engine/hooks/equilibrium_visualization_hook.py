@@ -8,6 +8,7 @@ from typing import Any, Optional
 from mmengine.dist import is_main_process
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ...deq import EquilibriumLayer, ForwardPass
 from ...deq.checks import check_int
@@ -55,6 +56,7 @@ class EquilibriumVisualizationHook(EquilibriumHook):
         self.num_images = num_images
         self._n_validations = 0
         self._n_drawn = num_images
+        self._n_passes = 0
         # The first pass of the iteration, with its layer.
         self._observed: list[tuple[EquilibriumLayer, ForwardPass]] = []
 
@@ -88,6 +90,7 @@ class EquilibriumVisualizationHook(EquilibriumHook):
     def before_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Waits for the first forward pass, if there is an image to draw."""
         super().before_val_iter(runner, *args, **kwargs)
+        self._n_passes = 0
         if self._n_drawn < self.num_images:
             for layer in self.layers(runner.model):
                 handle = layer.register_pass_hook(weakly(self._observe))
@@ -103,20 +106,16 @@ class EquilibriumVisualizationHook(EquilibriumHook):
     ) -> None:
         """Draws images of the batch."""
         for layer, forward_pass in self._observed:
-            inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
             left = self.num_images - self._n_drawn
             for sample in range(min(len(forward_pass.state), left)):
-                self._draw(
-                    runner,
-                    layer,
-                    forward_pass,
-                    sample,
-                    None if inputs is None else inputs[sample],
-                )
+                # Of several windows the first one is not the image.
+                inputs = _input(data_batch, sample) if self._n_passes == 1 else None
+                self._draw(runner, layer, forward_pass, sample, inputs)
         super().after_val_iter(runner, batch_idx, data_batch, outputs)
 
     def _observe(self, layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
-        if not self._observed:
+        self._n_passes += 1
+        if self._n_passes == 1:
             self._observed.append((layer, forward_pass))
 
     def _draw(
@@ -143,3 +142,11 @@ class EquilibriumVisualizationHook(EquilibriumHook):
                 f'equilibrium_{name}_{self._n_drawn}', picture, runner.iter
             )
         self._n_drawn += 1
+
+
+def _input(data_batch: Any, sample: int) -> Any:
+    """Returns what a batch of a toolbox has of an image, None if it has nothing."""
+    inputs = data_batch.get('inputs') if isinstance(data_batch, dict) else None
+    if isinstance(inputs, (list, tuple, Tensor)) and sample < len(inputs):
+        return inputs[sample]
+    return None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from mdeq_mm.engine import EquilibriumVisualizationHook
@@ -50,7 +51,7 @@ def model():
 def validate(make_runner, make_fake_runner):
     """Runs the validations of a hook by hand, over batches of some sizes."""
 
-    def run(hook, n_validations=1, sizes=(2, 2), batch=None):
+    def run(hook, n_validations=1, sizes=(2, 2), batch=None, n_passes=1):
         model = make_runner([]).model.eval()
         runner = make_fake_runner(model, visualizer=Drawn(), iter=7)
         hook.before_run(runner)
@@ -59,7 +60,8 @@ def validate(make_runner, make_fake_runner):
             for number, size in enumerate(sizes):
                 hook.before_val_iter(runner, batch_idx=number)
                 with torch.no_grad():
-                    model(torch.rand(size, 3, 16, 16), torch.zeros(size).long())
+                    for _ in range(n_passes):
+                        model(torch.rand(size, 3, 16, 16), torch.zeros(size).long())
                 hook.after_val_iter(runner, number, batch)
         return runner
 
@@ -68,15 +70,19 @@ def validate(make_runner, make_fake_runner):
 
 class TestRunner:
     def test_two_validations(self, make_runner, n_observers):
-        """The files of the local backend, one of each kind and validation."""
+        """Each backend gets one picture of each kind and validation."""
+        backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
         runner = make_runner(
             [dict(HOOK)],
             length=6,
-            visualizer=dict(
-                type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]
-            ),
+            visualizer=dict(type='Visualizer', vis_backends=backends),
         )
         runner.train()
+        runner.visualizer.close()
+        events = EventAccumulator(str(Path(runner._log_dir) / 'vis_data')).Reload()
+        for name in NAMES:
+            images = events.Images(f'equilibrium_{name}_0')
+            assert [image.step for image in images][-1] == 6
         folder = Path(runner._log_dir) / 'vis_data/vis_image'
         expected = {f'equilibrium_{n}_0_{i}.png' for n in NAMES for i in (3, 6)}
         assert {path.name for path in folder.iterdir()} == expected
@@ -167,14 +173,22 @@ class TestHook:
         )
         assert validate(EquilibriumVisualizationHook()).visualizer.images == []
 
-    def test_image_stands_beside_the_map(self, validate):
-        green = torch.zeros(3, 16, 16, dtype=torch.uint8)
-        green[1] = 250
+    @pytest.mark.parametrize('n_passes', [1, 2])
+    def test_image_stands_beside_the_map(self, validate, n_passes):
+        """But not where the map is that of the first of several windows."""
+        green = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+        green[:, 1] = 250
         hook = EquilibriumVisualizationHook(num_images=1)
-        runner = validate(hook, batch=dict(inputs=[green, green]))
+        runner = validate(hook, batch=dict(inputs=green), n_passes=n_passes)
         pictures = {name: image for name, image, _ in runner.visualizer.images}
         picture = pictures['equilibrium_slow_places_0']
-        assert (picture == (0, 250, 0)).all(2).mean() > 0.2
+        assert ((picture == (0, 250, 0)).all(2).mean() > 0.2) == (n_passes == 1)
+
+    @pytest.mark.parametrize('inputs', [dict(text='a cat'), [], None])
+    def test_batch_without_images(self, validate, inputs):
+        hook = EquilibriumVisualizationHook(num_images=1)
+        runner = validate(hook, sizes=(1,), batch=dict(inputs=inputs))
+        assert len(runner.visualizer.images) == 3
 
     def test_nothing_is_kept(self, validate, n_observers):
         hook = EquilibriumVisualizationHook(num_images=1)
