@@ -106,9 +106,10 @@ def picture_features(solves: Mapping[str, Examination]) -> np.ndarray:
     ends = [solve.steps[-1] for solve in solves.values()]
     n_rows = len(ends[0].features) + 1
     n_columns = max(len(solve.steps) for solve in solves.values())
-    width = 1.7 * _aspect(ends[0].residual) * n_columns + 2.2
+    # At least as wide as the name of a step.
+    width = max(1.7 * _aspect(ends[0].residual), 1.0)
     figure = Figure(
-        figsize=(width, 1.9 * n_rows * len(solves) + 0.4),
+        figsize=(width * n_columns + 0.6, 1.9 * n_rows * len(solves) + 1.2),
         layout='constrained',
         dpi=DPI,
     )
@@ -124,7 +125,7 @@ def picture_features(solves: Mapping[str, Examination]) -> np.ndarray:
         _draw_branches(block[:-1], solve, ends)
         block[-1, 0].set_ylabel('residual', fontsize=9)
         maps += zip(block[-1], [step.residual for step in solve.steps])
-    draw_residual_maps(figure, *zip(*maps))
+    draw_residual_maps(figure, *zip(*maps), bar='bottom')
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], frame_on=bool(axes.images))
     return _render(figure)

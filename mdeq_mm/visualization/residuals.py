@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Optional
+from typing import Literal, Optional
 
 import numpy as np
 import torch
@@ -97,16 +97,18 @@ def draw_residual_maps(
     axes: Sequence[Axes],
     maps: Sequence[np.ndarray],
     sizes: Optional[Sequence[tuple[int, ...]]] = None,
+    bar: Literal['right', 'bottom'] = 'right',
 ) -> None:
     """Draws residual maps on one logarithmic scale, with the bar of its colours.
 
     Args:
         figure (Figure): The figure.
-        axes (Sequence[Axes]): Where to draw each map. The bar is to the right of all.
+        axes (Sequence[Axes]): Where to draw each map.
         maps (Sequence[np.ndarray]): The maps, ``(h, w)``. A place without a finite
             residual stays empty.
         sizes (Sequence[tuple], optional): Height and width to draw each map in.
             Defaults to None, those of the map.
+        bar (str): Side of all maps on which the bar is. Defaults to ``'right'``.
     """
     values = np.concatenate([values.ravel() for values in maps])
     values = values[np.isfinite(values)]
@@ -124,4 +126,5 @@ def draw_residual_maps(
             cmap=colours.cmap,
             extent=(0, columns, rows, 0),
         )
-    figure.colorbar(colours, ax=list(axes), label=RESIDUAL)
+    aspect = 20 if bar == 'right' else 60
+    figure.colorbar(colours, ax=list(axes), label=RESIDUAL, location=bar, aspect=aspect)
