@@ -114,7 +114,8 @@ def picture_features(solves: Mapping[str, Examination]) -> np.ndarray:
         dpi=DPI,
     )
     grid = figure.subplots(n_rows * len(solves), n_columns, squeeze=False)
-    maps: list[tuple[Axes, np.ndarray]] = []
+    places: list[Axes] = []
+    maps: list[np.ndarray] = []
     for number, (name, solve) in enumerate(solves.items()):
         block = grid[number * n_rows : (number + 1) * n_rows]
         for axes, step in zip(block[0], solve.steps):
@@ -124,8 +125,9 @@ def picture_features(solves: Mapping[str, Examination]) -> np.ndarray:
             middle.set_title(f'{name}\n\n{middle.get_title()}', fontsize=9)
         _draw_branches(block[:-1], solve, ends)
         block[-1, 0].set_ylabel('residual', fontsize=9)
-        maps += zip(block[-1], [step.residual for step in solve.steps])
-    draw_residual_maps(figure, *zip(*maps), bar='bottom')
+        places += list(block[-1, : len(solve.steps)])
+        maps += [step.residual for step in solve.steps]
+    draw_residual_maps(figure, places, maps, bar='bottom')
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], frame_on=bool(axes.images))
     return _render(figure)

@@ -187,13 +187,8 @@ def plot_segmentations(
             axes.set_yticks([])
             if name in pictures:
                 axes.imshow(pictures[name], interpolation='nearest')
-    drawn = [
-        (axes, sample.residual, sample.prediction.shape)
-        for axes, sample in zip(by_sample[:, -1], samples)
-        if sample.residual is not None
-    ]
-    if drawn:
-        draw_residual_maps(figure, *zip(*drawn))
+    if 'residual' in names:
+        _draw_residuals(figure, by_sample[:, -1], samples)
     _name_colours(figure, classes, palette, n_columns=2 * across)
     figure.suptitle(title)
     FigureCanvasAgg(figure)
@@ -220,6 +215,19 @@ def _painted(
     if sample.truth is not None:
         pictures['ground truth'] = paint(sample.image, sample.truth, palette, opacity)
     return pictures
+
+
+def _draw_residuals(
+    figure: Figure, column: np.ndarray, samples: Sequence[Sample]
+) -> None:
+    """Draws the residuals of the samples that have one, in the size of the image."""
+    found = [
+        (axes, sample.residual, sample.prediction.shape)
+        for axes, sample in zip(column, samples)
+        if sample.residual is not None
+    ]
+    places, maps, sizes = zip(*found)
+    draw_residual_maps(figure, places, maps, sizes)
 
 
 def _name_colours(
