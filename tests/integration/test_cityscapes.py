@@ -121,8 +121,8 @@ def test_fine_tune_and_evaluate(
     assert loaded == {name for name in origins if name.startswith('backbone.')}
     assert 'forward_residual' in log
 
-    # As the recipe says: the whole image, with the whole budget. In a process of its
-    # own, for the memory is that of a process.
+    # The whole image, with more evaluations than Broyden's method keeps. In a process of
+    # its own, for the memory is that of a process.
     result = subprocess.run(
         [
             *(sys.executable, '-c', MEASURED, root / 'tools/test.py'),
@@ -130,6 +130,7 @@ def test_fine_tune_and_evaluate(
             *('--work-dir', tmp_path / 'test', '--cfg-options'),
             'test_dataloader.num_workers=0',
             'test_dataloader.persistent_workers=False',
+            'model.backbone.forward_solver.max_evals=12',
         ],
         cwd=data,
         env=environment,
