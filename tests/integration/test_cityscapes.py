@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ..isolation import NO_WORKERS
+
 pytestmark = pytest.mark.slow
 CLASSIFIER = 'classification/mdeq-small_4xb32_in1k.py'
 SEGMENTOR = 'segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py'
@@ -91,11 +93,9 @@ def test_fine_tune_and_evaluate(
     work_dir = tmp_path / 'cityscapes'
     run_tool(
         'train.py',
-        *(root / 'configs' / SEGMENTOR, '--work-dir', work_dir, '--cfg-options'),
+        *(root / 'configs' / SEGMENTOR, '--work-dir', work_dir, *NO_WORKERS),
         f'model.backbone.init_cfg.checkpoint={weights}',
         'train_dataloader.batch_size=1',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
         'train_cfg.max_iters=2',
         # One iteration unrolled, one at the equilibrium.
         'default_hooks.equilibrium.pretrain_iters=1',
