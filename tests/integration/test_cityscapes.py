@@ -121,8 +121,8 @@ def test_fine_tune_and_evaluate(
     assert loaded == {name for name in origins if name.startswith('backbone.')}
     assert 'forward_residual' in log
 
-    # The whole image, with more evaluations than Broyden's method keeps. In a process of
-    # its own, for the memory is that of a process.
+    # The whole image, with more evaluations than Broyden's method keeps. In a process
+    # of its own, for the memory is that of a process.
     result = subprocess.run(
         [
             *(sys.executable, '-c', MEASURED, root / 'tools/test.py'),

@@ -185,10 +185,10 @@ def norms(x: Tensor) -> Tensor:
         return _wide_norms(x)
     norm = torch.linalg.vector_norm(x, dim=1)
     # Squares in float64 take several times as long there.
-    in_range = (norm > _LEAST) & (norm < _MOST)
-    if in_range.all():
+    if all(_LEAST < value < _MOST for value in norm.tolist()):
         return norm
     # The others are measured as they would be by themselves.
+    in_range = (norm > _LEAST) & (norm < _MOST)
     return torch.where(in_range, norm, _wide_norms(x))
 
 
