@@ -18,7 +18,7 @@ from mmseg.apis import inference_model, init_model
 
 from mdeq_mm.apis import build_model
 
-from ..isolation import isolated, load_tool
+from ..isolation import load_tool
 from .guides import GUIDES, ROOT, blocks
 
 SEGMENTOR = 'segmentation/fcn_mdeq-micro_1xb4-1500_camvid-192x256.py'
@@ -27,7 +27,8 @@ CLASSIFIER = 'classification/mdeq-tiny_1xb64_digits.py'
 # Those that are about something which other tests have.
 ELSEWHERE = (
     '--amp',  # needs a GPU
-    'benchmark.py memory',  # takes minutes
+    'benchmark.py memory',  # takes minutes, as the next one
+    'benchmark_video.py',
     'split_multitask.py',
     'DIR/',
     'mdeq_to_mm.py',
@@ -57,7 +58,9 @@ def place(run_tool, tmp_path_factory):
         cfg.model.backbone.gradient.solver.update(SETTINGS)
         cfg.dump(path / f'{name}.py')
         model = build_model(cfg)
-        torch.save(dict(state_dict=model.state_dict(), meta={}), path / f'{name}.pth')
+        classes = [str(label) for label in range(11)]
+        meta = dict(dataset_meta=dict(classes=classes))
+        torch.save(dict(state_dict=model.state_dict(), meta=meta), path / f'{name}.pth')
     image = np.random.default_rng(0).integers(0, 256, (200, 320, 3), dtype=np.uint8)
     cv2.imwrite(str(path / 'image.png'), image)
     video = cv2.VideoWriter(
@@ -155,9 +158,10 @@ def pages():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('texts', pages())
-def test_scripts(texts, place):
+def test_scripts(texts, place, monkeypatch):
     """They run one after the other, given a model, images, and what a reader has."""
-    image = cv2.imread(str(place / 'image.png'))
+    monkeypatch.chdir(place)
+    image = cv2.imread('image.png')
     names = dict(
         image=image,
         frames=[image] * 2,
@@ -168,13 +172,14 @@ def test_scripts(texts, place):
     for text in texts:
         name = 'classifier' if 'mmpretrain' in text else 'segmentor'
         names.update(CONFIG=f'{name}.py', CHECKPOINT=f'{name}.pth')
-        if 'model' not in names and re.search(r'\bmodel\b', text):
-            names['model'] = init_model(
-                str(place / f'{name}.py'), str(place / f'{name}.pth'), device='cpu'
-            )
-            names['inference_model'] = inference_model
         # The toolboxes keep a scope per process; each block may be of another one.
-        with isolated(place):
+        scope = 'mmpretrain' if name == 'classifier' else 'mmseg'
+        with DefaultScope.overwrite_default_scope(scope):
+            if 'model' not in names and re.search(r'\bmodel\b', text):
+                names['model'] = init_model(
+                    names['CONFIG'], names['CHECKPOINT'], device='cpu'
+                )
+                names['inference_model'] = inference_model
             exec(compile(text, 'block', 'exec'), names)
 
 
