@@ -11,17 +11,16 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 
-from ..apis import build_test_dataset, load_model, toolbox_of
-from ..benchmark import read_image
+from ..apis import load_model, toolbox_of
 from ..checkpoints import load_checkpoint
 from ..deq import EquilibriumLayer, ForwardPass, equilibrium_layers
 from ..deq.checks import check_choice
-from ..visualization import color_flag, paint
+from ..image_pipeline import ImagePipeline
+from ..visualization import paint
 
 # Text on a smaller picture cannot be read.
 LEAST_SIDE = 256
@@ -100,13 +99,9 @@ class Predictor:
     ) -> None:
         self.toolbox = toolbox_of(cfg)
         check_choice('default_scope', self.toolbox, ('mmseg', 'mmpretrain'))
-        dataset = build_test_dataset(cfg)
-        transforms = dataset.pipeline.transforms
-        loading = [t for t in transforms if type(t).__name__.startswith('Load')]
-        self._pipeline = Compose([t for t in transforms if t not in loading])
-        self._flag = color_flag(dataset)
+        self._pipeline = ImagePipeline(cfg)
         self.model: BaseModel = load_model(cfg, checkpoint, device, allow_partial)
-        meta = {**dataset.metainfo, **_dataset_meta_of(checkpoint)}
+        meta = {**self._pipeline.metainfo, **_dataset_meta_of(checkpoint)}
         self.classes: Optional[Sequence[str]] = meta.get('classes')
         self.palette: Sequence[Sequence[int]] = meta.get('palette') or ()
 
@@ -120,7 +115,7 @@ class Predictor:
             FileNotFoundError: If there is no such file.
             ValueError: If the file cannot be read as an image.
         """
-        return read_image(path, self._flag)
+        return self._pipeline.read(path)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:
@@ -129,8 +124,6 @@ class Predictor:
         Args:
             image (np.ndarray): The image, BGR, uint8, ``(H, W, 3)``.
         """
-        size = image.shape[:2]
-        data = self._pipeline(dict(img=image, img_shape=size, ori_shape=size))
         solves: list[Solve] = []
 
         def observe(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
@@ -148,7 +141,7 @@ class Predictor:
         with ExitStack() as observed:
             for layer in equilibrium_layers(self.model):
                 observed.enter_context(layer.register_pass_hook(observe))
-            (sample,) = self.model.test_step({key: [data[key]] for key in data})
+            (sample,) = self.model.test_step(self._pipeline(image))
         return Prediction(sample, tuple(solves))
 
     def shares(
