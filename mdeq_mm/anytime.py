@@ -67,12 +67,28 @@ def prediction_budget(
         for name, value in dict(max_evals=max_evals, tol=tol).items()
         if value is not None
     }
-    modes = [_solving(layer) for layer in layers]
+    modes = [equilibrium_of(layer) for layer in layers]
     solvers = [replace(mode.solver, **changes) for mode in modes]
     with ExitStack() as stack:
         for layer, mode, solver in zip(layers, modes, solvers):
             stack.enter_context(layer.using(mode=replace(mode, solver=solver)))
         yield
+
+
+def equilibrium_of(layer: EquilibriumLayer) -> Equilibrium:
+    """Returns how a layer solves.
+
+    Raises:
+        ValueError: If it does not solve, because it is in the unrolled mode.
+    """
+    mode = layer.mode
+    if not isinstance(mode, Equilibrium):
+        raise ValueError(
+            f'model must be at the equilibrium, its mode is {mode}, in which no solver '
+            'runs. A checkpoint of the unrolled phase of a training brings that mode '
+            'with it; `layer.mode = layer.configured` makes the layer solve'
+        )
+    return mode
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def anytime(
         [2, 4, 8]
     """
     layer = single_layer(model)
-    solver = _solving(layer).solver
+    solver = equilibrium_of(layer).solver
     if layer.training:
         raise ValueError('model must be in evaluation mode, call model.eval() first')
     for number in at or ():
@@ -248,15 +264,3 @@ def _predict_at_pauses(
             max(float(solution.residual.max()) for solution in solves.solutions),
             is_final,
         )
-
-
-def _solving(layer: EquilibriumLayer) -> Equilibrium:
-    """Returns how a layer solves, or says that it does not."""
-    mode = layer.mode
-    if not isinstance(mode, Equilibrium):
-        raise ValueError(
-            f'model must be at the equilibrium, its mode is {mode}, in which no solver '
-            'runs. A checkpoint of the unrolled phase of a training brings that mode '
-            'with it; `layer.mode = layer.configured` makes the layer solve'
-        )
-    return mode

@@ -1,7 +1,9 @@
 """Predictions for single images and for the frames of a video."""
 
+from .explorer import LEAST_TOL, MOST_EVALS, Exploration, Explorer, shares_as_html
 from .frames import FrameFolder, Frames, VideoFile, open_frames
 from .predictor import Prediction, Predictor, Solve
+from .uploads import UploadLimits
 from .video import FrameRecord, Start, segment_frames, write_overlay_video
 from .writing import (
     check_codec,
@@ -12,6 +14,10 @@ from .writing import (
 )
 
 __all__ = [
+    'LEAST_TOL',
+    'MOST_EVALS',
+    'Exploration',
+    'Explorer',
     'FrameFolder',
     'FrameRecord',
     'Frames',
@@ -19,11 +25,13 @@ __all__ = [
     'Predictor',
     'Solve',
     'Start',
+    'UploadLimits',
     'VideoFile',
     'check_codec',
     'check_image_path',
     'open_frames',
     'segment_frames',
+    'shares_as_html',
     'video_writer',
     'whole_file',
     'write_image',

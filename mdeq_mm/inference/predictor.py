@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from os import PathLike
 from typing import Any, Optional, Union
 
@@ -35,12 +36,21 @@ class Solve:
         residual (float): Residual, in the measure of the solver.
         converged (bool): Whether it met the tolerance.
         from_zero (bool): Whether it started from zero.
+        trace (tuple[float, ...]): Residual at each evaluation.
     """
 
     n_evals: int
     residual: float
     converged: bool
     from_zero: bool
+    trace: tuple[float, ...]
+
+    def __str__(self) -> str:
+        reached = 'reached' if self.converged else 'not reached'
+        return (
+            f'{self.n_evals} evaluations, residual {self.residual:.2g}, '
+            f'tolerance {reached}'
+        )
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ class Predictor:
                         residual=solution.residual.max().item(),
                         converged=bool(solution.converged.all()),
                         from_zero=not forward_pass.guess.any(),
+                        trace=tuple(solution.trace.amax(dim=1).tolist()),
                     )
                 )
 
@@ -186,6 +197,12 @@ class Predictor:
             draw_gt=False,
             resize=max(min(image.shape[:2]), LEAST_SIDE),
         )
+
+    @property
+    def colours(self) -> dict[str, Sequence[int]]:
+        """RGB colour of each class of a segmentor, by name."""
+        names = map(str, count()) if self.classes is None else self.classes
+        return dict(zip(names, self.palette))
 
     def _name(self, number: int) -> str:
         return str(number) if self.classes is None else self.classes[number]

@@ -2,7 +2,7 @@
 
 from .bars import plot_bars
 from .budgets import plot_budgets
-from .convergence import plot_convergence
+from .convergence import convergence_figure, plot_convergence
 from .evaluations import plot_evaluations
 from .residuals import recorded_residuals, residual_maps
 from .segmentation import (
@@ -16,6 +16,7 @@ from .segmentation import (
 __all__ = [
     'Sample',
     'color_flag',
+    'convergence_figure',
     'paint',
     'plot_bars',
     'plot_budgets',
