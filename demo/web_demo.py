@@ -26,6 +26,10 @@ from mdeq_mm.inference import (
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 NUM_EXAMPLES = 12
+NO_IMAGE = '### Choose an image'
+HEIGHT = 280  # of images, in pixels
+# Small images fill their frames, too.
+CSS = '.whole img { width: 100%; height: 100%; object-fit: contain; }'
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -123,23 +127,20 @@ def find_examples(folder: Optional[Path]) -> list[str]:
     return [str(path) for path in paths[:NUM_EXAMPLES]]
 
 
-def upload_class(gr: Any) -> type:
-    """Returns a component for images that hands on the uploaded file, undecoded."""
+def keep_undecoded(gr: Any, image: Any) -> None:
+    """Lets a component for images hand on the uploaded file, and open no address.
 
-    class Upload(gr.Image):
-        is_template = True  # of gr.Image: the browser treats it as one
+    Gradio itself would decode the image first, whatever its size.
+    """
+    move = image.async_move_resource_to_block_cache
 
-        def preprocess(self, payload: Any) -> Optional[str]:
-            return payload and payload.path
+    async def move_file(path: Any) -> Optional[str]:
+        if '://' in str(path):
+            raise gr.Error('an image must be uploaded, no address is opened')
+        return await move(path)
 
-        async def async_move_resource_to_block_cache(
-            self, url_or_file_path: Any
-        ) -> Optional[str]:
-            if '://' in str(url_or_file_path):
-                raise gr.Error('an image must be uploaded, no address is opened')
-            return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-    return Upload
+    image.async_move_resource_to_block_cache = move_file
+    image.preprocess = lambda payload: payload and payload.path
 
 
 def build_page(
@@ -163,7 +164,7 @@ def build_page(
 
     def predict(name: str, path: Optional[str], exponent: float, max_evals: int) -> Any:
         if path is None:
-            return None, '', '', None
+            return None, '', NO_IMAGE, None
         try:
             found = explorers[name](path, 10**exponent, max_evals)
         except ValueError as error:
@@ -176,9 +177,14 @@ def build_page(
         with gr.Row():
             with gr.Column(scale=2):
                 model = gr.Dropdown(list(explorers), value=first, label='Model')
-                image = upload_class(gr)(
-                    label='Image', sources=['upload', 'clipboard'], height=260
+                image = gr.Image(
+                    label='Image',
+                    sources=['upload', 'clipboard'],
+                    buttons=['fullscreen'],
+                    height=HEIGHT,
+                    elem_classes='whole',
                 )
+                keep_undecoded(gr, image)
                 if examples:
                     gr.Examples(list(examples), image, label='Examples')
                 tol = gr.Slider(
@@ -188,6 +194,7 @@ def build_page(
                     step=0.25,
                     label='Tolerance, as a power of ten',
                     info='The solve stops when the residual is as small as this.',
+                    elem_id='tolerance',
                 )
                 budget = gr.Slider(
                     1,
@@ -196,13 +203,22 @@ def build_page(
                     step=1,
                     label='Budget',
                     info='Evaluations of the cell at most.',
+                    elem_id='budget',
                 )
             with gr.Column(scale=3):
-                summary = gr.Markdown(elem_id='summary')
+                summary = gr.Markdown(NO_IMAGE, elem_id='summary')
                 with gr.Row():
-                    picture = gr.Image(label='Prediction', interactive=False)
-                    legend = gr.HTML(label='Classes', show_label=True)
-                figure = gr.Plot(label='Convergence')
+                    picture = gr.Image(
+                        label='Prediction',
+                        format='png',
+                        interactive=False,
+                        buttons=['fullscreen', 'download'],
+                        height=HEIGHT,
+                        elem_id='prediction',
+                        elem_classes='whole',
+                    )
+                    legend = gr.HTML(elem_id='legend')
+                figure = gr.Plot(show_label=False, elem_id='convergence')
         inputs = [model, image, tol, budget]
         outputs = [picture, legend, summary, figure]
         # While a slider moves, the last place of it counts.
@@ -229,6 +245,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         max_file_size=args.max_bytes,
         share=False,
         ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        footer_links=[],
+        css=CSS,
     )
 
 

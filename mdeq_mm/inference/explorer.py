@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from threading import Lock
-from typing import Union
+from typing import Optional, Union
 
 import numpy as np
 import torch
@@ -59,8 +59,8 @@ class Explorer:
 
     Args:
         predictor (Predictor): A segmentor or a classifier with one equilibrium layer.
-        limits (UploadLimits): What is taken of image files. Defaults to the limits of
-            that class.
+        limits (UploadLimits, optional): What is taken of image files. Defaults to None,
+            the limits that this class has without arguments.
 
     Attributes:
         tol (float): The tolerance as configured, at least 1e-6.
@@ -72,14 +72,14 @@ class Explorer:
     """
 
     def __init__(
-        self, predictor: Predictor, limits: UploadLimits = UploadLimits()
+        self, predictor: Predictor, limits: Optional[UploadLimits] = None
     ) -> None:
         solver = equilibrium_of(single_layer(predictor.model)).solver
         self.tol = max(solver.tol, LEAST_TOL)
         self.max_evals = min(solver.max_evals, MOST_EVALS)
         self._stop_mode = solver.stop_mode
         self._predictor = predictor
-        self._limits = limits
+        self._limits = limits or UploadLimits()
         self._lock = Lock()
 
     def __call__(
@@ -149,5 +149,8 @@ def _traces(solves: Sequence[Solve]) -> torch.Tensor:
     """Returns the traces side by side. One that has ended keeps its last value."""
     length = max(len(solve.trace) for solve in solves)
     return torch.tensor(
-        [solve.trace + solve.trace[-1:] * (length - len(solve.trace)) for solve in solves]
+        [
+            solve.trace + solve.trace[-1:] * (length - len(solve.trace))
+            for solve in solves
+        ]
     ).T

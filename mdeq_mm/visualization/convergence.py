@@ -82,7 +82,7 @@ def convergence_figure(
     if tol is not None:
         axes.axhline(tol, color='black', linestyle='--', linewidth=0.8)
         axes.annotate(
-            f'tolerance {tol:g}', (evals[-1], tol), ha='right', va='bottom', fontsize=9
+            f'tolerance {tol:g}', (evals[0], tol), ha='left', va='bottom', fontsize=9
         )
     if max_evals is not None and max_evals < len(residuals):
         axes.axvline(max_evals, color='black', linestyle=':', linewidth=0.8)

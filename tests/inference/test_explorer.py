@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import ConfigDict
 
 from mdeq_mm.deq import Unrolled
 from mdeq_mm.inference import Explorer, UploadLimits, shares_as_html
@@ -37,12 +38,14 @@ def line_of(exploration):
     return exploration.figure.axes[0].lines[0].get_ydata()
 
 
-def test_segmentation(explore, path):
+def test_segmentation(explore, predictor, path):
     found = explore(path, 1e-3, 20)
     assert found.picture.shape == (64, 72, 3)
     assert found.summary.endswith('tolerance reached')
-    assert 'background' in found.legend
-    assert 'rgb(0,0,0)' in found.legend
+    prediction = predictor(predictor.read(path))
+    for name, _ in predictor.shares(prediction):
+        assert f'>{name}</span>' in found.legend
+        assert 'rgb({},{},{})'.format(*predictor.colours[name]) in found.legend
     assert len(line_of(found)) == evals_of(found)
 
 
@@ -87,7 +90,9 @@ def test_one_at_a_time(explore, predictor, path):
 
 
 def test_windows(explore, predictor, path):
-    predictor.model.test_cfg = dict(mode='slide', crop_size=(48, 48), stride=(16, 24))
+    predictor.model.test_cfg = ConfigDict(
+        mode='slide', crop_size=(48, 48), stride=(16, 24)
+    )
     found = explore(path, 1e-3, 20)
     assert re.match(r'4 windows, at most \d+ evaluations', found.summary)
     assert len(found.figure.axes[0].lines) == 9  # two each, and the tolerance

@@ -8,12 +8,15 @@ from PIL import Image
 
 from mdeq_mm.inference import UploadLimits
 
+# The pixels of a PNG begin here.
+IDAT = struct.pack('>I', 9) + b'IDAT'
+
 
 def png_header(width, height):
     """A PNG of a size, whose pixels are not there."""
     chunk = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     crc = struct.pack('>I', zlib.crc32(chunk))
-    return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + crc
+    return b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + chunk + crc + IDAT
 
 
 NO_IMAGE = {
