@@ -114,7 +114,7 @@ def evals_of(summary):
 @pytest.mark.slow
 def test_requests(url, examples):
     """What a browser asks for, and what a stranger may."""
-    client_module = pytest.importorskip('gradio_client')
+    client_module, httpx = map(pytest.importorskip, ('gradio_client', 'httpx'))
     client = client_module.Client(url, verbose=False)
 
     def predict(config, file, exponent, budget):
@@ -145,8 +145,10 @@ def test_requests(url, examples):
     )
     refused(large, 'at most 10,000 pixels, got 101 x 100')
     refused(text, 'must be an image in the format of PNG')
-    (examples / 'bytes.png').write_bytes(bytes(MAX_BYTES + 1))
-    refused(client_module.handle_file(str(examples / 'bytes.png')), '413')
+    for n_bytes, status in ((MAX_BYTES, 200), (MAX_BYTES + 1, 413)):
+        files = dict(files=('a.png', bytes(n_bytes)))
+        response = httpx.post(f'{url}/gradio_api/upload', files=files, timeout=60)
+        assert response.status_code == status
     foreign = dict(path='https://example.org/a.png', meta=dict(_type='gradio.FileData'))
     refused(foreign, 'no address is opened')
     foreign['path'] = str(examples / 'notes.txt')
