@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from abc import ABCMeta
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -127,20 +128,27 @@ def find_examples(folder: Optional[Path]) -> list[str]:
     return [str(path) for path in paths[:NUM_EXAMPLES]]
 
 
-def keep_undecoded(gr: Any, image: Any) -> None:
-    """Lets a component for images hand on the uploaded file, and open no address.
+def upload_class(gr: Any) -> type:
+    """Returns a component for images that hands on the uploaded file as it is.
 
-    Gradio itself would decode the image first, whatever its size.
+    Gradio's own would decode an image of any size, and download one from an address.
     """
-    move = image.async_move_resource_to_block_cache
 
-    async def move_file(path: Any) -> Optional[str]:
+    def preprocess(self: Any, payload: Any) -> Optional[str]:
+        return payload and payload.path
+
+    async def move(self: Any, path: Any) -> Optional[str]:
         if '://' in str(path):
             raise gr.Error('an image must be uploaded, no address is opened')
-        return await move(path)
+        return await gr.Image.async_move_resource_to_block_cache(self, path)
 
-    image.async_move_resource_to_block_cache = move_file
-    image.preprocess = lambda payload: payload and payload.path
+    members = dict(
+        is_template=True,  # of gr.Image: the browser treats it as one
+        preprocess=preprocess,
+        async_move_resource_to_block_cache=move,
+    )
+    # After a class statement Gradio would write a file of types beside this one.
+    return ABCMeta.__new__(type(gr.Image), 'Upload', (gr.Image,), members)
 
 
 def build_page(
@@ -177,14 +185,13 @@ def build_page(
         with gr.Row():
             with gr.Column(scale=2):
                 model = gr.Dropdown(list(explorers), value=first, label='Model')
-                image = gr.Image(
+                image = upload_class(gr)(
                     label='Image',
                     sources=['upload', 'clipboard'],
                     buttons=['fullscreen'],
                     height=HEIGHT,
                     elem_classes='whole',
                 )
-                keep_undecoded(gr, image)
                 if examples:
                     gr.Examples(list(examples), image, label='Examples')
                 tol = gr.Slider(
