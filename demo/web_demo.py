@@ -192,8 +192,6 @@ def build_page(
                     height=HEIGHT,
                     elem_classes='whole',
                 )
-                if examples:
-                    gr.Examples(list(examples), image, label='Examples')
                 tol = gr.Slider(
                     math.log10(LEAST_TOL),
                     0,
@@ -226,6 +224,8 @@ def build_page(
                     )
                     legend = gr.HTML(elem_id='legend')
                 figure = gr.Plot(show_label=False, elem_id='convergence')
+        if examples:
+            gr.Examples(list(examples), image, label='Examples')
         inputs = [model, image, tol, budget]
         outputs = [picture, legend, summary, figure]
         # While a slider moves, the last place of it counts.

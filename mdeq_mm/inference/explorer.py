@@ -23,11 +23,13 @@ from .uploads import UploadLimits
 # What a visitor may ask for.
 MOST_EVALS = 100
 LEAST_TOL = 1e-6
+# Classes in the legend.
+NUM_CLASSES = dict(mmseg=20, mmpretrain=5)
 
 _ROW = (
     '<div style="display:flex;align-items:center;gap:.5em;margin:.15em 0">'
     '<span style="width:7em;overflow-wrap:anywhere">{name}</span>'
-    '<span style="flex:1"><span style="display:block;height:.9em;min-width:3px;'
+    '<span style="flex:1"><span style="display:block;height:.9em;min-width:.9em;'
     'width:{share:.2%};background:{colour};border:1px solid gray"></span></span>'
     '<span style="width:4em;text-align:right">{share:.1%}</span></div>'
 )
@@ -106,9 +108,10 @@ class Explorer:
             image = predictor.read(path)
             with prediction_budget(predictor.model, max_evals, tol):
                 prediction = predictor(image)
+            shares = predictor.shares(prediction, NUM_CLASSES[predictor.toolbox])
             return Exploration(
                 predictor.draw(image, prediction),
-                shares_as_html(predictor.shares(prediction), predictor.colours),
+                shares_as_html(shares, predictor.colours),
                 _summary(prediction.solves),
                 convergence_figure(
                     _traces(prediction.solves), tol=tol, stop_mode=self._stop_mode

@@ -43,7 +43,7 @@ def test_segmentation(explore, predictor, path):
     assert found.picture.shape == (64, 72, 3)
     assert found.summary.endswith('tolerance reached')
     prediction = predictor(predictor.read(path))
-    for name, _ in predictor.shares(prediction):
+    for name, _ in predictor.shares(prediction, 11):
         assert f'>{name}</span>' in found.legend
         assert 'rgb({},{},{})'.format(*predictor.colours[name]) in found.legend
     assert len(line_of(found)) == evals_of(found)
