@@ -181,47 +181,50 @@ def browser(tmp_path):
 
 @pytest.mark.slow
 def test_page(url, browser):
-    def wait_for(css, condition=lambda element: True):
+    def wait_for(find):
         for _ in range(240):
-            for element in browser.find_elements('css selector', css):
-                if condition(element):
-                    return element
+            if found := find():
+                return found
             time.sleep(0.5)
-        return pytest.fail(f'{css} does not come')
+        return pytest.fail('what is waited for does not come')
 
-    def next_evals(before):
+    def element(css):
+        return wait_for(lambda: browser.find_elements('css selector', css))[0]
+
+    def text(css):
+        script = 'return document.querySelector(arguments[0])?.textContent ?? ""'
+        return browser.execute_script(script, css)
+
+    def summary_after(before):
         """Waits for another summary than the one before."""
-        summary = wait_for(
-            '#summary', lambda e: 'evaluations' in e.text and e.text != before
-        )
-        return summary.text, evals_of(summary.text)
+
+        def find():
+            summary = text('#summary h3')
+            return summary if 'evaluations' in summary and summary != before else None
+
+        return wait_for(find)
 
     browser.get(url)
-    wait_for('button.gallery-item').click()
-    summary, n_evals = next_evals('')
-    wait_for('#prediction img')
-    wait_for('#convergence img')
-    wait_for('#legend', lambda e: '%' in e.text)
+    element('button.gallery-item').click()
+    first = summary_after('')
+    element('#prediction img')
+    element('#convergence img')
+    assert '%' in text('#legend')
 
-    slider = wait_for('#tolerance input[type=range]')
-    slider.send_keys(browser_keys().HOME)
-    tight, n_more = next_evals(summary)
-    assert n_more > n_evals
-    wait_for('#budget input[type=range]').send_keys(browser_keys().HOME)
-    assert next_evals(tight)[1] == 1
+    home = '\ue011'  # the key, which moves a slider to its left end
+    element('#tolerance input[type=range]').send_keys(home)
+    tight = summary_after(first)
+    assert evals_of(tight) > evals_of(first)
+    element('#budget input[type=range]').send_keys(home)
+    short = summary_after(tight)
+    assert evals_of(short) == 1
 
-    wait_for('input[role=listbox]').click()
-    wait_for(f'li[aria-label="{Path(CLASSIFIER).stem}"]').click()
-    next_evals('1 evaluations')
-    rows = wait_for('#legend', lambda e: e.text.count('%') == 5)
-    assert rows.text
+    element('input[role=combobox]').click()
+    element(f'li[aria-label="{Path(CLASSIFIER).stem}"]').click()
+    assert evals_of(summary_after(short)) > 1
+    assert text('#legend').count('%') == 5
     addresses = browser.execute_script(
         "return performance.getEntriesByType('resource').map(entry => entry.name)"
     )
+    assert addresses
     assert all(address.startswith((url, 'data:', 'blob:')) for address in addresses)
-
-
-def browser_keys():
-    from selenium.webdriver.common.keys import Keys
-
-    return Keys
