@@ -100,7 +100,7 @@ def import_gradio() -> Any:
         import gradio
     except ModuleNotFoundError as error:
         raise ImportError(
-            'the web demo needs Gradio, install it: pip install "mdeq_mm[web]"'
+            'the web demo needs Gradio: pip install -r requirements/web.txt'
         ) from error
     return gradio
 

@@ -65,7 +65,7 @@ class TestArguments:
 
     def test_without_gradio(self, tool, monkeypatch):
         monkeypatch.setitem(sys.modules, 'gradio', None)
-        with pytest.raises(ImportError, match=r'pip install "mdeq_mm\[web\]"'):
+        with pytest.raises(ImportError, match='pip install -r requirements/web.txt'):
             tool.main(['config', 'a.pth'])
         assert os.environ['GRADIO_ANALYTICS_ENABLED'] == 'False'
 
@@ -149,10 +149,20 @@ def test_requests(url, examples):
         files = dict(files=('a.png', bytes(n_bytes)))
         response = httpx.post(f'{url}/gradio_api/upload', files=files, timeout=60)
         assert response.status_code == status
+
+    def answer_to(path):
+        file = dict(path=str(path), meta=dict(_type='gradio.FileData'))
+        data = dict(data=[Path(SEGMENTOR).stem, file, -3, 20])
+        call = f'{url}/gradio_api/call/predict'
+        event = httpx.post(call, json=data, timeout=60).json()['event_id']
+        return httpx.get(f'{call}/{event}', timeout=60).text
+
+    files = dict(files=('a.png', (examples / 'image.png').read_bytes()))
+    (uploaded,) = httpx.post(f'{url}/gradio_api/upload', files=files, timeout=60).json()
+    assert 'event: complete' in answer_to(uploaded)
+    assert 'event: error' in answer_to(examples / 'image.png')
     foreign = dict(path='https://example.org/a.png', meta=dict(_type='gradio.FileData'))
     refused(foreign, 'no address is opened')
-    foreign['path'] = str(examples / 'notes.txt')
-    refused(foreign, '.')
     refused(image, '.', exponent=-9)
     refused(image, '.', budget=1000)
 
