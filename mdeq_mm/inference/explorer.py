@@ -142,7 +142,7 @@ def shares_as_html(
 
 def _summary(solves: Sequence[Solve]) -> str:
     """Returns what the longest solve took. There are several with sliding windows."""
-    longest = max(solves, key=lambda solve: solve.n_evals)
+    longest = max(solves, key=lambda solve: (solve.n_evals, solve.residual))
     if len(solves) == 1:
         return str(longest)
     return f'{len(solves)} windows, at most {longest}'
