@@ -76,9 +76,11 @@ demo: env
 	@echo 'Log and checkpoints are in $(DEMO).'
 
 # Two processes of tests with one thread each share two cores better than threads do.
-# A file stays in one process, so that its fixtures are made once.
+# A file stays in one process, so that its fixtures are made once. The files come in the
+# order of tests/conftest.py, which begins with the longest.
 WORKERS ?= 2
-PYTEST := bin/python -m pytest -n $(WORKERS) --dist loadfile --durations=10
+PYTEST := bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	--durations=10
 # What several sets of tests ran is joined, so that none runs twice.
 ifdef COVERAGE
 PYTEST += --cov --cov-append --cov-report=

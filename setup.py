@@ -73,6 +73,7 @@ setup(
         'benchmark': requirements('benchmark.txt'),
         'det': requirements('det.txt'),
         'visualization': requirements('optional.txt'),
+        'web': requirements('web.txt'),
     },
     classifiers=[
         'Development Status :: 4 - Beta',

@@ -33,9 +33,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     for name, share in predictor.shares(prediction):
         print(f'{share:7.2%} {name}')
     for solve in prediction.solves:
-        reached = 'reached' if solve.converged else 'not reached'
-        print(f'{solve.n_evals} evaluations, residual {solve.residual:.2g}, ', end='')
-        print(f'tolerance {reached}')
+        print(solve)
     if not prediction.solves:
         print('no equilibrium was solved for')
     write_image(args.out, predictor.draw(image, prediction))

@@ -6,13 +6,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from os import PathLike
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -29,8 +26,7 @@ from .deq import (
     equilibrium_layers,
 )
 from .deq.checks import check_int
-
-Image = Union[str, PathLike[str], np.ndarray]
+from .image_pipeline import Image, ImagePipeline
 
 
 @contextmanager
@@ -71,12 +67,28 @@ def prediction_budget(
         for name, value in dict(max_evals=max_evals, tol=tol).items()
         if value is not None
     }
-    modes = [_solving(layer) for layer in layers]
+    modes = [equilibrium_of(layer) for layer in layers]
     solvers = [replace(mode.solver, **changes) for mode in modes]
     with ExitStack() as stack:
         for layer, mode, solver in zip(layers, modes, solvers):
             stack.enter_context(layer.using(mode=replace(mode, solver=solver)))
         yield
+
+
+def equilibrium_of(layer: EquilibriumLayer) -> Equilibrium:
+    """Returns how a layer solves.
+
+    Raises:
+        ValueError: If it does not solve, because it is in the unrolled mode.
+    """
+    mode = layer.mode
+    if not isinstance(mode, Equilibrium):
+        raise ValueError(
+            f'model must be at the equilibrium, its mode is {mode}, in which no solver '
+            'runs. A checkpoint of the unrolled phase of a training brings that mode '
+            'with it; `layer.mode = layer.configured` makes the layer solve'
+        )
+    return mode
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ def anytime(
         [2, 4, 8]
     """
     layer = single_layer(model)
-    solver = _solving(layer).solver
+    solver = equilibrium_of(layer).solver
     if layer.training:
         raise ValueError('model must be in evaluation mode, call model.eval() first')
     for number in at or ():
@@ -169,7 +181,9 @@ def predict_image(model: BaseModel, image: Image, cfg: Optional[Config] = None) 
         DataSample: What the toolbox predicts for the image.
 
     Raises:
-        ValueError: If there is no config, or it has no test pipeline.
+        FileNotFoundError: If there is no such file.
+        ValueError: If there is no config, it has no test pipeline, or the file cannot
+            be read as an image.
     """
     if cfg is None:
         cfg = getattr(model, 'cfg', None) or getattr(model, '_config', None)
@@ -177,27 +191,9 @@ def predict_image(model: BaseModel, image: Image, cfg: Optional[Config] = None) 
         raise ValueError(
             'cfg must be the config of the model, which has none of its own, got None'
         )
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    steps = dataset.get('pipeline')
-    if not steps:
-        raise ValueError(
-            'cfg must have a test_dataloader.dataset.pipeline to prepare images with'
-        )
-    steps = [step for step in steps if _name_of(step['type']) != 'LoadAnnotations']
-    if isinstance(image, np.ndarray):
-        # The first step reads the file.
-        steps, shape = steps[1:], image.shape[:2]
-        data = dict(img=image, img_shape=shape, ori_shape=shape, img_path=None)
-    else:
-        data = dict(img_path=str(image))
+    batch = ImagePipeline(cfg)(image)
     with toolbox(cfg), torch.no_grad():
-        return model.test_step(pseudo_collate([Compose(steps)(data)]))[0]
-
-
-def _name_of(kind: Union[str, type]) -> str:
-    """Returns the name of a class that a config names, with its scope or as such."""
-    name = kind if isinstance(kind, str) else kind.__name__
-    return name.rpartition('.')[2]
+        return model.test_step(batch)[0]
 
 
 class _PausedSolves(Mode):
@@ -268,15 +264,3 @@ def _predict_at_pauses(
             max(float(solution.residual.max()) for solution in solves.solutions),
             is_final,
         )
-
-
-def _solving(layer: EquilibriumLayer) -> Equilibrium:
-    """Returns how a layer solves, or says that it does not."""
-    mode = layer.mode
-    if not isinstance(mode, Equilibrium):
-        raise ValueError(
-            f'model must be at the equilibrium, its mode is {mode}, in which no solver '
-            'runs. A checkpoint of the unrolled phase of a training brings that mode '
-            'with it; `layer.mode = layer.configured` makes the layer solve'
-        )
-    return mode

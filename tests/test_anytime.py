@@ -336,5 +336,5 @@ class TestToolboxes:
     def test_no_pipeline(self, classifier, image):
         model, cfg = classifier
         cfg.test_dataloader = None
-        with pytest.raises(ValueError, match='test_dataloader.dataset.pipeline'):
+        with pytest.raises(ValueError, match='must have a test_dataloader'):
             predict_image(model, image, cfg)

@@ -28,13 +28,22 @@ MAY_IMPORT = {
     'checkpoints': {'compat', 'deq', 'models'},
     'model_index': set(),
     'apis': {'checkpoints', 'deq', 'model_index'},
-    'anytime': {'apis', 'deq'},
+    'image_pipeline': {'apis'},
+    'anytime': {'apis', 'deq', 'image_pipeline'},
     'cli': set(),
     'dataset_check': {'apis'},
     'benchmark': {'anytime', 'apis', 'deq'},
     'visualization': {'apis', 'benchmark', 'deq'},
     'engine': {'checkpoints', 'deq', 'evaluation', 'models', 'visualization'},
-    'inference': {'apis', 'benchmark', 'checkpoints', 'deq', 'visualization'},
+    'inference': {
+        'anytime',
+        'apis',
+        'benchmark',
+        'checkpoints',
+        'deq',
+        'image_pipeline',
+        'visualization',
+    },
 }
 DEQ_MAY_IMPORT = {'torch', 'mmengine.registry', 'mmengine.utils'}
 TOOLBOXES = {'mmseg', 'mmpretrain', 'mmdet'}

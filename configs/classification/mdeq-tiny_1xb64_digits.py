@@ -6,6 +6,8 @@ _base_ = [
     '../_base_/mdeq_runtime.py',
 ]
 
+model = dict(backbone=dict(forward_solver=dict(returns='evaluation')))
+
 epochs = 12
 iters_per_epoch = 21  # 1,343 training images in batches of 64
 optim_wrapper = dict(

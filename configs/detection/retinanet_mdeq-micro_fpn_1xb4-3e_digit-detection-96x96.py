@@ -14,7 +14,9 @@ model = dict(
         type='MDEQ',
         arch=dict(channels=channels, expansion=3),
         num_layers=4,
-        forward_solver=dict(type='BroydenSolver', max_evals=20, tol=1e-3),
+        forward_solver=dict(
+            type='BroydenSolver', max_evals=20, tol=1e-3, returns='evaluation'
+        ),
         gradient=dict(
             type='ImplicitGradient',
             solver=dict(

@@ -15,7 +15,9 @@ model = dict(
         arch=dict(embed_dims=64, num_heads=4, feedforward_channels=256),
         img_size=64,
         patch_size=4,
-        forward_solver=dict(type='AndersonSolver', max_evals=16, tol=1e-3),
+        forward_solver=dict(
+            type='AndersonSolver', max_evals=16, tol=1e-3, returns='evaluation'
+        ),
         gradient=dict(type='PhantomGradient', steps=5, damping=0.5),
         num_layers=6,
     ),

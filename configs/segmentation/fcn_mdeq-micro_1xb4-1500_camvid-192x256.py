@@ -14,7 +14,7 @@ model = dict(
         arch=dict(_delete_=True, channels=channels, expansion=3),
         num_layers=4,
         norm_cfg=norm_cfg,
-        forward_solver=dict(max_evals=14),
+        forward_solver=dict(max_evals=14, returns='evaluation'),
         gradient=dict(solver=dict(max_evals=10, tol=1e-2)),
     ),
     decode_head=dict(

@@ -28,7 +28,7 @@ model = dict(
         arch=dict(_delete_=True, channels=channels, expansion=3, downsample_times=1),
         num_layers=5,
         norm_cfg=norm_cfg,
-        forward_solver=dict(max_evals=20),
+        forward_solver=dict(max_evals=20, returns='evaluation'),
         gradient=dict(solver=dict(max_evals=15, tol=1e-2)),
     ),
     decode_head=dict(channels=sum(channels), **branches, **common),

@@ -14,7 +14,7 @@ model = dict(
         arch=dict(_delete_=True, channels=channels, expansion=3),
         num_layers=4,
         norm_cfg=norm_cfg,
-        forward_solver=dict(max_evals=20),
+        forward_solver=dict(max_evals=20, returns='evaluation'),
         gradient=dict(solver=dict(max_evals=15, tol=1e-2)),
     ),
     decode_head=dict(

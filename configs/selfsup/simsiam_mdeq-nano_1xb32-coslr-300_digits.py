@@ -12,7 +12,9 @@ model = dict(
         arch=dict(channels=(16, 32), expansion=2, downsample_times=0),
         num_layers=3,
         out_indices=[1],
-        forward_solver=dict(type='AndersonSolver', max_evals=12, tol=1e-2),
+        forward_solver=dict(
+            type='AndersonSolver', max_evals=12, tol=1e-2, returns='evaluation'
+        ),
         gradient=dict(
             type='ImplicitGradient',
             solver=dict(type='AndersonSolver', max_evals=8, tol=1e-2),

@@ -97,6 +97,11 @@ class Equilibrium(Mode):
         restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
     ) -> Tensor:
         """Returns the equilibrium; see :meth:`Mode.run`."""
+        if differentiate and self.solver.returns != 'iterate':
+            # The gradient evaluates f at the iterate itself, with a graph.
+            solver = replace(self.solver, returns='iterate')
+            mode = replace(self, solver=solver)
+            return mode.run(forward_pass, differentiate, keep, restrict)
         solution = self.solve(forward_pass, keep, restrict)
         forward_pass.solution = solution
         forward_pass.state = state = solution.state

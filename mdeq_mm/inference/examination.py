@@ -51,12 +51,12 @@ def examine_image(
             "an image must take one pass, as with model.test_cfg.mode='whole', "
             f'got {len(passes)}'
         )
-    seen = picture_input(predictor.prepare(image)['inputs'])
+    seen = picture_input(predictor.prepare(image)['inputs'][0])
     return ReportCase(
         examine(layer, passes[0], image=seen, linearize=True),
         predictor.draw(image, prediction),
         predictor.shares(prediction),
-        dict(zip(predictor.classes or (), predictor.palette)),
+        predictor.colours,
     )
 
 
@@ -73,5 +73,6 @@ def solver_named(name: str, like: FixedPointSolver) -> FixedPointSolver:
     """
     if name == type(like).__name__:
         return like
-    settings = dict(max_evals=like.max_evals, tol=like.tol, stop_mode=like.stop_mode)
+    shared = ('max_evals', 'tol', 'stop_mode', 'returns')
+    settings = {key: getattr(like, key) for key in shared}
     return build(dict(settings, type=name), FixedPointSolver, 'solver')

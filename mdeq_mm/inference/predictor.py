@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from os import PathLike
 from typing import Any, Optional, Union
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 from mmengine.registry import VISUALIZERS
 from mmengine.structures import BaseDataElement
 
-from ..apis import build_test_dataset, load_model, toolbox_of
-from ..benchmark import read_image
+from ..apis import load_model, toolbox_of
 from ..checkpoints import load_checkpoint
 from ..deq import EquilibriumLayer, ForwardPass, equilibrium_layers
 from ..deq.checks import check_choice
-from ..visualization import color_flag, paint
+from ..image_pipeline import ImagePipeline
+from ..visualization import paint
 
 # Text on a smaller picture cannot be read.
 LEAST_SIDE = 256
@@ -36,12 +36,21 @@ class Solve:
         residual (float): Residual, in the measure of the solver.
         converged (bool): Whether it met the tolerance.
         from_zero (bool): Whether it started from zero.
+        trace (tuple[float, ...]): Residual at each evaluation.
     """
 
     n_evals: int
     residual: float
     converged: bool
     from_zero: bool
+    trace: tuple[float, ...]
+
+    def __str__(self) -> str:
+        reached = 'reached' if self.converged else 'not reached'
+        return (
+            f'{self.n_evals} evaluations, residual {self.residual:.2g}, '
+            f'tolerance {reached}'
+        )
 
 
 @dataclass(frozen=True)
@@ -100,13 +109,9 @@ class Predictor:
     ) -> None:
         self.toolbox = toolbox_of(cfg)
         check_choice('default_scope', self.toolbox, ('mmseg', 'mmpretrain'))
-        dataset = build_test_dataset(cfg)
-        transforms = dataset.pipeline.transforms
-        loading = [t for t in transforms if type(t).__name__.startswith('Load')]
-        self._pipeline = Compose([t for t in transforms if t not in loading])
-        self._flag = color_flag(dataset)
+        self._pipeline = ImagePipeline(cfg)
         self.model: BaseModel = load_model(cfg, checkpoint, device, allow_partial)
-        meta = {**dataset.metainfo, **_dataset_meta_of(checkpoint)}
+        meta = {**self._pipeline.metainfo, **_dataset_meta_of(checkpoint)}
         self.classes: Optional[Sequence[str]] = meta.get('classes')
         self.palette: Sequence[Sequence[int]] = meta.get('palette') or ()
 
@@ -120,17 +125,15 @@ class Predictor:
             FileNotFoundError: If there is no such file.
             ValueError: If the file cannot be read as an image.
         """
-        return read_image(path, self._flag)
+        return self._pipeline.read(path)
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """Returns what the pipeline makes of an image.
+        """Returns the batch of one image that the pipeline makes.
 
         Args:
             image (np.ndarray): The image, BGR, uint8, ``(H, W, 3)``.
         """
-        size = image.shape[:2]
-        data = self._pipeline(dict(img=image, img_shape=size, ori_shape=size))
-        return dict(data)
+        return self._pipeline(image)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:
@@ -139,7 +142,6 @@ class Predictor:
         Args:
             image (np.ndarray): The image, BGR, uint8, ``(H, W, 3)``.
         """
-        data = self.prepare(image)
         solves: list[Solve] = []
 
         def observe(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
@@ -151,13 +153,14 @@ class Predictor:
                         residual=solution.residual.max().item(),
                         converged=bool(solution.converged.all()),
                         from_zero=not forward_pass.guess.any(),
+                        trace=tuple(solution.trace.amax(dim=1).tolist()),
                     )
                 )
 
         with ExitStack() as observed:
             for layer in equilibrium_layers(self.model):
                 observed.enter_context(layer.register_pass_hook(observe))
-            (sample,) = self.model.test_step({key: [data[key]] for key in data})
+            (sample,) = self.model.test_step(self.prepare(image))
         return Prediction(sample, tuple(solves))
 
     def shares(
@@ -202,6 +205,12 @@ class Predictor:
             draw_gt=False,
             resize=max(min(image.shape[:2]), LEAST_SIDE),
         )
+
+    @property
+    def colours(self) -> dict[str, Sequence[int]]:
+        """RGB colour of each class of a segmentor, by name."""
+        names = map(str, count()) if self.classes is None else self.classes
+        return dict(zip(names, self.palette))
 
     def _name(self, number: int) -> str:
         return str(number) if self.classes is None else self.classes[number]

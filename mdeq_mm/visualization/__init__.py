@@ -5,7 +5,7 @@ A report joins those of one solve on a page.
 
 from .bars import plot_bars
 from .budgets import plot_budgets
-from .convergence import draw_convergence, plot_convergence
+from .convergence import convergence_figure, draw_convergence, plot_convergence
 from .evaluations import plot_evaluations
 from .examination import Examination, Step, examine
 from .pictures import (
@@ -37,6 +37,7 @@ __all__ = [
     'Sample',
     'Step',
     'color_flag',
+    'convergence_figure',
     'draw_convergence',
     'draw_residual_maps',
     'examine',

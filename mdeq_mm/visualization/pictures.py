@@ -10,7 +10,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ..deq import ImplicitGradient
 from .convergence import draw_convergence
@@ -217,7 +216,6 @@ def _side_by_side(
     for axes, (name, solve) in zip(grid, solves.items()):
         draw(axes, solve)
         axes.set_title(name, fontsize=10)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _render(figure)
 
 

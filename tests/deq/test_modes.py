@@ -18,6 +18,7 @@ from torch.autograd import gradcheck
 from mdeq_mm.deq import (
     Equilibrium,
     EquilibriumLayer,
+    GuardedStart,
     ImplicitGradient,
     Mode,
     PhantomGradient,
@@ -25,6 +26,7 @@ from mdeq_mm.deq import (
     Unrolled,
 )
 
+from .example_guess import InjectionGuess
 from .toys import LinearCell
 
 INJECTIONS = (torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2))
@@ -91,6 +93,51 @@ class TestUnrolled:
         message = f'num_layers must be an integer of at least 1, got {wrong}'
         with pytest.raises(ValueError, match=message):
             Unrolled(wrong)
+
+
+class TestReturnedEvaluation:
+    @pytest.fixture
+    def layers(self):
+        """Two layers that differ in what their solver returns."""
+        solver = PicardSolver(max_evals=5, tol=0)
+        return [
+            EquilibriumLayer(
+                LinearCell(), replace(solver, returns=name), ImplicitGradient(solver)
+            )
+            for name in ('iterate', 'evaluation')
+        ]
+
+    def test_inference_returns_what_the_head_was_trained_on(self, layers):
+        for layer in layers:
+            trained_on = layer(INJECTIONS).features
+            n_calls = layer.cell.n_calls
+            with torch.no_grad():
+                layer.eval()
+                inferred = layer(INJECTIONS).features
+            assert layer.cell.n_calls - n_calls == 5
+            same = [torch.equal(a, b) for a, b in zip(trained_on, inferred)]
+            evaluation = layer.configured.solver.returns == 'evaluation'
+            assert same == [evaluation] * 2
+
+    def test_training_is_the_same(self, layers):
+        results = []
+        for layer in layers:
+            features, forward_pass = layer(INJECTIONS)
+            sum(feature.square().sum() for feature in features).backward()
+            results.append((*features, layer.cell.weight.grad))
+            assert layer.cell.n_calls == 6
+            assert forward_pass.solution.state is not forward_pass.state
+        for a, b in zip(*results):
+            assert torch.equal(a, b)
+
+    def test_another_mode_keeps_its_own_way(self):
+        """A guarded start looks first, in training, too."""
+        solver = PicardSolver(max_evals=5, tol=0, returns='evaluation')
+        guarded = GuardedStart(solver, ImplicitGradient(solver), limit=1e-9)
+        layer = EquilibriumLayer(LinearCell(), solver, ImplicitGradient(solver))
+        with layer.using(mode=guarded, initial_guess=InjectionGuess()):
+            solution = layer(INJECTIONS).forward_pass.solution
+        assert (solution.n_evals == 6).all()
 
 
 class TestMode:

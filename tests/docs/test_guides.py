@@ -1,6 +1,7 @@
 """Commands, configs and tables of the guides are right.
 
-Python blocks with prompts run as doctests. What trains runs in tests of its own.
+Python blocks with prompts run as doctests, the others in test_guides_run.py. What
+trains runs in tests of its own.
 """
 
 import re
@@ -9,26 +10,11 @@ import shlex
 import pytest
 from mmengine.config import Config
 
-from ..isolation import TOOLS, load_tool
+from ..isolation import load_tool
+from .guides import CHINESE, ENGLISH, PAGES, ROOT, blocks
 
-ROOT = TOOLS.parent
-ENGLISH = [
-    page for page in sorted((ROOT / 'docs/en').rglob('*.md')) if 'zoo' not in page.parts
-]
-CHINESE = sorted((ROOT / 'docs/zh_cn').glob('*.md'))
-PAGES = [ROOT / 'README.md', *ENGLISH, *CHINESE]
-BLOCK = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 # What stands for something of the reader's own.
 OWN = {'configs/segmentation/mine.py'}
-
-
-def blocks(language):
-    return [
-        pytest.param(text, id=f'{page.relative_to(ROOT)}:{number}')
-        for page in PAGES
-        for number, (kind, text) in enumerate(BLOCK.findall(page.read_text()))
-        if kind == language
-    ]
 
 
 def commands():

@@ -104,9 +104,12 @@ def test_another_size_starts_anew(predictor, texture):
 
 def test_a_pipeline_that_makes_sizes_equal(make_predictor, texture):
     """The state has one size then, that of the frames differs."""
-    predictor = make_predictor(**SOLVER)
-    transform = lambda data: dict(data, img=cv2.resize(data['img'], (64, 64)))  # noqa: E731
-    predictor._pipeline.transforms.insert(0, transform)
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(64, 64)),
+        dict(type='PackSegInputs'),
+    ]
+    predictor = make_predictor(**SOLVER, **{'test_dataloader.dataset.pipeline': steps})
     frames = [texture(0, (64, 64)), texture(0, (96, 96))]
     records = records_of(predictor, frames)
     assert [r.start for r in records] == [Start.FIRST, Start.SIZE]

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ..isolation import NO_WORKERS
+
 pytestmark = pytest.mark.slow
 CLASSIFIER = 'classification/mdeq-small_4xb32_in1k.py'
 SEGMENTOR = 'segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py'
@@ -91,11 +93,9 @@ def test_fine_tune_and_evaluate(
     work_dir = tmp_path / 'cityscapes'
     run_tool(
         'train.py',
-        *(root / 'configs' / SEGMENTOR, '--work-dir', work_dir, '--cfg-options'),
+        *(root / 'configs' / SEGMENTOR, '--work-dir', work_dir, *NO_WORKERS),
         f'model.backbone.init_cfg.checkpoint={weights}',
         'train_dataloader.batch_size=1',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
         'train_cfg.max_iters=2',
         # One iteration unrolled, one at the equilibrium.
         'default_hooks.equilibrium.pretrain_iters=1',
@@ -121,8 +121,8 @@ def test_fine_tune_and_evaluate(
     assert loaded == {name for name in origins if name.startswith('backbone.')}
     assert 'forward_residual' in log
 
-    # As the recipe says: the whole image, with the whole budget. In a process of its
-    # own, for the memory is that of a process.
+    # The whole image, with more evaluations than Broyden's method keeps. In a process
+    # of its own, for the memory is that of a process.
     result = subprocess.run(
         [
             *(sys.executable, '-c', MEASURED, root / 'tools/test.py'),
@@ -130,6 +130,7 @@ def test_fine_tune_and_evaluate(
             *('--work-dir', tmp_path / 'test', '--cfg-options'),
             'test_dataloader.num_workers=0',
             'test_dataloader.persistent_workers=False',
+            'model.backbone.forward_solver.max_evals=12',
         ],
         cwd=data,
         env=environment,

@@ -2,7 +2,7 @@ import cv2
 import pytest
 import torch
 
-from mdeq_mm.visualization import plot_convergence
+from mdeq_mm.visualization import convergence_figure, plot_convergence
 
 
 class TestPlotConvergence:
@@ -20,3 +20,7 @@ class TestPlotConvergence:
         trace = torch.tensor([[1.0, 1.0], [0.5, torch.inf], [0.25, 1.0]])
         plot_convergence(trace, tmp_path / 'plot.png')
         assert (tmp_path / 'plot.png').stat().st_size > 1000
+
+    def test_single_evaluation_is_a_point(self):
+        (axes,) = convergence_figure(torch.tensor([[0.5]])).axes
+        assert axes.lines[0].get_marker() == 'o'

@@ -7,7 +7,9 @@ model = dict(
         img_size=32,
         patch_size=4,
         out_type='avg_featmap',
-        forward_solver=dict(type='AndersonSolver', max_evals=16, tol=1e-3),
+        forward_solver=dict(
+            type='AndersonSolver', max_evals=16, tol=1e-3, returns='evaluation'
+        ),
         gradient=dict(type='PhantomGradient', steps=5, damping=0.5),
         num_layers=6,
     ),

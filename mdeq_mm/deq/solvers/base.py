@@ -17,6 +17,7 @@ from .solution import Solution
 FixedPointFunction = Callable[[Tensor], Tensor]
 
 STOP_MODES = ('abs', 'rel')
+RETURNS = ('iterate', 'evaluation')
 
 
 @dataclass
@@ -47,8 +48,8 @@ class FixedPointSolver(ABC):
 
     - ``f`` is called at most ``max_evals`` times and never again on the result.
     - Stopping is per sample. A sample that has met the tolerance, or for which ``f``
-      returned NaN or Inf, is frozen at its best iterate: its result does not depend on
-      its batch mates. The solve ends when every sample has stopped.
+      returned NaN or Inf, is frozen at its best result: that does not depend on its
+      batch mates. The solve ends when every sample has stopped.
     - No graph is recorded. The arithmetic is in float32, or in float64 if the initial
       state is, whatever autocast makes of ``f``.
 
@@ -67,6 +68,12 @@ class FixedPointSolver(ABC):
             have stopped to the next. Defaults to None: 1 on CPU, and 3 where a look
             waits for the device. A breakdown after the last look is in the status, but
             there is no warning of it.
+        returns (str): What a solve returns of the visited iterate ``z`` with the
+            smallest residual: ``'iterate'`` is ``z`` itself; ``'evaluation'`` is
+            ``f(z)``, which the solve has computed anyway. An equilibrium layer in
+            training takes ``z``, because its gradient evaluates ``f`` there. So with
+            ``'evaluation'`` inference gives the head the state that it was trained on.
+            Defaults to ``'iterate'``.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -84,12 +91,14 @@ class FixedPointSolver(ABC):
     tol: float = 1e-3
     stop_mode: str = 'rel'
     check_interval: Optional[int] = None
+    returns: str = 'iterate'
 
     def __post_init__(self) -> None:
         check_int('max_evals', self.max_evals, 1)
         check_number('tol', self.tol, least=0)
         check_choice('stop_mode', self.stop_mode, STOP_MODES)
         check_int('check_interval', self.check_interval, 1, optional=True)
+        check_choice('returns', self.returns, RETURNS)
 
     def solve(
         self,
@@ -112,7 +121,7 @@ class FixedPointSolver(ABC):
                 Jacobian is returned. Not together with ``keep``. Defaults to None.
 
         Returns:
-            Solution: The best iterate of each sample and how it was found.
+            Solution: The best state of each sample and how it was found.
 
         Raises:
             ValueError: If ``z0`` or the result of ``f`` has the wrong shape or dtype,

@@ -104,7 +104,8 @@ def evaluations(
             fz = fz.to(z.dtype)
             g = solver.residual(state, z, fz)
             norm = measure(g, fz, solver.stop_mode)
-            samples.observe(z, norm, look=number % interval == 0)
+            candidate = z if solver.returns == 'iterate' else fz
+            samples.observe(candidate, norm, look=number % interval == 0)
             if number in keep:
                 samples.keep(number, z, norm)
         if number == solver.max_evals or samples.n_running == 0:
@@ -120,7 +121,7 @@ def evaluations(
             state.active = samples.active
             z = samples.freeze(solver.step(state, z, fz, g))
             # They must not lie next to what f computes.
-            del fz, g
+            del candidate, fz, g
 
     with torch.autocast(device, enabled=False):
         inverse = None if samples.some_left else solver.inverse_jacobian(state)
@@ -184,10 +185,10 @@ def norms(x: Tensor) -> Tensor:
         return _wide_norms(x)
     norm = torch.linalg.vector_norm(x, dim=1)
     # Squares in float64 take several times as long there.
-    in_range = (norm > _LEAST) & (norm < _MOST)
-    if in_range.all():
+    if all(_LEAST < value < _MOST for value in norm.tolist()):
         return norm
     # The others are measured as they would be by themselves.
+    in_range = (norm > _LEAST) & (norm < _MOST)
     return torch.where(in_range, norm, _wide_norms(x))
 
 

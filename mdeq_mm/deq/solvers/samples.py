@@ -26,7 +26,8 @@ class _Progress:
 
     Attributes:
         rows (Tensor): Their numbers in the batch that the solve began with, int64.
-        best (Tensor): The visited iterate of smallest residual, ``(b, N)``.
+        best (Tensor): What the solve returns of the visited iterate of smallest
+            residual, ``(b, N)``.
         residual (Tensor): Its residual, ``(b,)``.
         status (Tensor): :class:`SolveStatus` codes, int64, ``(b,)``.
         n_evals (Tensor): Evaluations while the sample ran, int64, ``(b,)``.
@@ -57,7 +58,7 @@ class Samples:
     """The books on the samples of one solve: who runs, and what each has found.
 
     A sample runs until its residual is within the tolerance or ``f`` returns NaN or
-    Inf for it. Then it has stopped: it is held at its best iterate, and stays in the
+    Inf for it. Then it has stopped: it is held at its best result, and stays in the
     batch until :meth:`compact` takes it out.
 
     Each look at how many samples run makes the host wait for the device, so that
@@ -113,9 +114,9 @@ class Samples:
         """Enters one evaluation into the books.
 
         Args:
-            z (Tensor): The iterates that were evaluated, ``(b, N)``. They are kept
-                without a copy where all are the best so far.
-            residual (Tensor): Their residuals, ``(b,)``.
+            z (Tensor): What the solve would return of the iterates that were evaluated,
+                ``(b, N)``. It is kept without a copy where all are the best so far.
+            residual (Tensor): The residuals of these iterates, ``(b,)``.
             look (bool): Whether to find out how many samples run.
         """
         here, running = self._here, self.running

@@ -38,10 +38,10 @@ class Solution:
     """What a solver found. No attribute can be set.
 
     Attributes:
-        state (Tensor): For each sample the visited iterate with the smallest residual,
-            ``(B, N)``.
-        residual (Tensor): Its residual in the measure of the solver's ``stop_mode``,
-            ``(B,)``; infinite where no evaluation was finite.
+        state (Tensor): For each sample the visited iterate ``z`` with the smallest
+            residual, or ``f(z)`` if the solver ``returns`` that, ``(B, N)``.
+        residual (Tensor): The residual of ``z`` in the measure of the solver's
+            ``stop_mode``, ``(B,)``; infinite where no evaluation was finite.
         status (Tensor): :class:`SolveStatus` codes, int64, ``(B,)``. No sample is
             ``RUNNING`` once the solve has ended.
         n_evals (Tensor): Evaluations of ``f`` until the sample stopped, int64,

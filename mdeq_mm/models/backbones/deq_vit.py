@@ -56,7 +56,8 @@ class DEQViT(EquilibriumBackbone):
             ``'avg_featmap'``, their mean; or ``'cls_token'``, a token that stands for
             the image and exists in this case alone. Defaults to ``'featmap'``.
         forward_solver (FixedPointSolver or dict): Solver of the equilibrium.
-            Defaults to ``dict(type='AndersonSolver', max_evals=26, tol=1e-3)``.
+            Defaults to ``dict(type='AndersonSolver', max_evals=26, tol=1e-3,
+            returns='evaluation')``.
         gradient (EquilibriumGradient or dict): How to differentiate the equilibrium.
             Defaults to ``dict(type='ImplicitGradient', solver=dict(
             type='AndersonSolver', max_evals=27, tol=1e-3))``.
@@ -106,7 +107,7 @@ class DEQViT(EquilibriumBackbone):
         in_channels: int = 3,
         out_type: str = 'featmap',
         forward_solver: Union[FixedPointSolver, dict] = dict(
-            type='AndersonSolver', max_evals=26, tol=1e-3
+            type='AndersonSolver', max_evals=26, tol=1e-3, returns='evaluation'
         ),
         gradient: Union[EquilibriumGradient, dict] = dict(
             type='ImplicitGradient',

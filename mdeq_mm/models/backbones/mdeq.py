@@ -51,7 +51,8 @@ class MDEQ(EquilibriumBackbone):
         out_indices (Sequence[int], optional): Branches that are returned, 0 is the
             finest. Defaults to None, all of them.
         forward_solver (FixedPointSolver or dict): Solver of the equilibrium.
-            Defaults to ``dict(type='BroydenSolver', max_evals=26, tol=1e-3)``.
+            Defaults to ``dict(type='BroydenSolver', max_evals=26, tol=1e-3,
+            returns='evaluation')``.
         gradient (EquilibriumGradient or dict): How to differentiate the equilibrium.
             Defaults to ``dict(type='ImplicitGradient', solver=dict(
             type='BroydenSolver', max_evals=27, tol=1e-3, history_dtype='bfloat16'))``:
@@ -126,7 +127,7 @@ class MDEQ(EquilibriumBackbone):
         in_channels: int = 3,
         out_indices: Optional[Sequence[int]] = None,
         forward_solver: Union[FixedPointSolver, dict] = dict(
-            type='BroydenSolver', max_evals=26, tol=1e-3
+            type='BroydenSolver', max_evals=26, tol=1e-3, returns='evaluation'
         ),
         gradient: Union[EquilibriumGradient, dict] = dict(
             type='ImplicitGradient',

@@ -29,7 +29,8 @@ def make(entry):
 class TestSettings:
     def test_general_ones_come_first(self, make):
         names = [item.name for item in dataclasses.fields(make())]
-        assert names[:4] == ['max_evals', 'tol', 'stop_mode', 'check_interval']
+        general = [item.name for item in dataclasses.fields(FixedPointSolver)]
+        assert names[: len(general)] == general
 
     @pytest.mark.parametrize(
         ('name', 'value'),
@@ -41,6 +42,7 @@ class TestSettings:
             ('tol', float('nan')),
             ('stop_mode', 'relative'),
             ('check_interval', 0),
+            ('returns', 'image'),
         ],
     )
     def test_wrong_value(self, make, name, value):
@@ -243,6 +245,42 @@ class TestEvaluations:
         for sample, index in enumerate(best.tolist()):
             assert torch.equal(solution.state[sample], spy.states[index][sample])
         assert torch.equal(solution.residual, solution.trace.min(dim=0).values)
+
+    @pytest.mark.parametrize('compact', [False, True])
+    def test_evaluation_of_the_best_iterate(self, make, compact):
+        """It is one that the solve has made, and nothing else changes."""
+        spy = Spy(contraction())
+        solver = make(max_evals=4, tol=4e-2)
+        settings = dict(restrict=spy.restricted if compact else None)
+        f = spy.restricted(slice(None))
+        iterate = solver.solve(f, zeros(), **settings)
+        n_calls = spy.n_calls
+        evaluation = dataclasses.replace(solver, returns='evaluation').solve(
+            f, zeros(), **settings
+        )
+        assert spy.n_calls == 2 * n_calls
+        assert iterate.converged.any()
+        assert not iterate.converged.all()
+        torch.testing.assert_close(evaluation.state, contraction()(iterate.state))
+        for name in ('residual', 'status', 'n_evals', 'trace'):
+            assert torch.equal(getattr(evaluation, name), getattr(iterate, name)), name
+
+    def test_evaluation_before_a_breakdown(self, make):
+        f = contraction()
+        spy = Spy(lambda z: f(z) if spy.n_calls < 4 else torch.full_like(z, torch.nan))
+        solver = make(max_evals=9, tol=0, returns='evaluation')
+        with pytest.warns(RuntimeWarning, match='NaN or Inf'):
+            solution = solver.solve(spy, zeros())
+        best = solution.trace.argmin(dim=0)
+        for sample, index in enumerate(best.tolist()):
+            assert torch.equal(solution.state[sample], f(spy.states[index])[sample])
+
+    def test_no_evaluation_is_finite(self, make):
+        z0 = torch.ones_like(zeros())
+        solver = make(returns='evaluation')
+        with pytest.warns(RuntimeWarning, match='NaN or Inf'):
+            solution = solver.solve(lambda z: z / 0, z0)
+        assert torch.equal(solution.state, z0)
 
     def test_divergence(self, make):
         spy = Spy(lambda z: z + 1 + z**2)  # no fixed point at all
