@@ -72,6 +72,8 @@ setup(
     extras_require={
         'benchmark': requirements('benchmark.txt'),
         'det': requirements('det.txt'),
+        'onedl': requirements('toolboxes-onedl.txt'),
+        'openmmlab': requirements('toolboxes-openmmlab.txt'),
         'visualization': requirements('optional.txt'),
         'web': requirements('web.txt'),
     },

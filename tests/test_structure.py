@@ -21,6 +21,7 @@ PACKAGE = 'mdeq_mm'
 MAY_IMPORT = {
     'version': set(),
     '__main__': set(),
+    'installed': set(),
     'compat': set(),
     'deq': set(),
     'models': {'deq'},

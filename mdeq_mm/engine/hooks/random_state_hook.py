@@ -67,9 +67,10 @@ class RandomStateHook(Hook):
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop):
             # The loop first skips the batches that were trained on, which draws random
-            # numbers again; the states belong behind that.
+            # numbers again; the states belong behind that. OneDL's loop may skip none.
+            n_skipped = 0 if getattr(loop, 'fast_forward_on_resume', False) else loop.iter
             loop.dataloader_iterator = _CallAfter(
-                loop.dataloader_iterator, loop.iter, lambda: _set_states(state)
+                loop.dataloader_iterator, n_skipped, lambda: _set_states(state)
             )
         else:
             _set_states(state)
@@ -131,6 +132,15 @@ class _CallAfter:
             self._call()
         self._n_left -= 1
         return next(self._iterator)
+
+    def skip_iter(self, n_items: int) -> None:
+        """Skips items, as OneDL's loop asks of its iterator.
+
+        Its own iterator may move the sampler and load nothing. Workers would then begin
+        with other random numbers, so each item is loaded here.
+        """
+        for _ in range(n_items):
+            next(self)
 
 
 def _gather_states() -> list[dict]:
