@@ -40,7 +40,11 @@ def test_what_is_installed(recwarn):
 @pytest.mark.parametrize(
     ('module', 'version', 'message'),
     [
-        ('torch', '1.13.1+cu117', r'needs torch>=2.1.0, found torch 1.13.1\+cu117: pip'),
+        (
+            'torch',
+            '1.13.1+cu117',
+            r'needs torch>=2.1.0, found torch 1.13.1\+cu117: pip',
+        ),
         ('mmengine', '0.7.0', r'needs mmengine>=0.10.0, found .*mmengine.* 0.7.0: pip'),
         ('mmcv', '1.7.2', r'needs mmcv>=2.0.0, found .*mmcv.* 1.7.2: pip install'),
     ],
@@ -54,7 +58,11 @@ def test_too_old(monkeypatch, module, version, message):
 @pytest.mark.parametrize(
     ('name', 'version', 'message'),
     [
-        ('mmsegmentation', '0.30.0', 'mmseg>=1.2.0, found mmsegmentation 0.30.0: .*or '),
+        (
+            'mmsegmentation',
+            '0.30.0',
+            'mmseg>=1.2.0, found mmsegmentation 0.30.0: .*or ',
+        ),
         ('mmpretrain', '1.0.0rc8', 'mmpretrain>=1.2.0, found mmpretrain 1.0.0rc8'),
         ('mmdet', '2.28.2', 'mmdet>=3.3.0, found mmdet 2.28.2: .*, or uninstall it'),
     ],

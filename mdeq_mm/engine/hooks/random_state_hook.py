@@ -68,7 +68,9 @@ class RandomStateHook(Hook):
         if isinstance(loop, IterBasedTrainLoop):
             # The loop first skips the batches that were trained on, which draws random
             # numbers again; the states belong behind that. OneDL's loop may skip none.
-            n_skipped = 0 if getattr(loop, 'fast_forward_on_resume', False) else loop.iter
+            n_skipped = (
+                0 if getattr(loop, 'fast_forward_on_resume', False) else loop.iter
+            )
             loop.dataloader_iterator = _CallAfter(
                 loop.dataloader_iterator, n_skipped, lambda: _set_states(state)
             )
