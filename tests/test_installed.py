@@ -94,17 +94,17 @@ def test_two_with_the_same_files(pretend):
 @pytest.mark.parametrize('module', ['torch', 'mmengine', 'mmcv'])
 def test_missing(module, root):
     """The error comes from this check, before anything else asks for the module."""
+    code = f"""
+import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Hidden())
+import mdeq_mm
+"""
     result = subprocess.run(
-        [
-            *(sys.executable, '-c'),
-            'import sys\n'
-            'class Hidden:\n'
-            '    def find_spec(self, name, path=None, target=None):\n'
-            f'        if name == {module!r}:\n'
-            '            raise ModuleNotFoundError(name, name=name)\n'
-            'sys.meta_path.insert(0, Hidden())\n'
-            'import mdeq_mm\n',
-        ],
+        [sys.executable, '-c', code],
         cwd=root,
         capture_output=True,
         text=True,

@@ -57,8 +57,8 @@ class Cell:
         file (str): What is installed, a file of ``requirements/``. Defaults to that of
             the default cell.
         without (set[str]): What of it is left out.
-        pinned (set[str], optional): What of it keeps its version. Defaults to None, all.
-        tests (tuple[str, ...]): Which tests run. Defaults to all that depend on versions.
+        pinned (set[str], optional): What of it keeps its version. Defaults to all.
+        tests (tuple[str, ...]): Which tests run. Defaults to all.
     """
 
     python: str = '3.11'
