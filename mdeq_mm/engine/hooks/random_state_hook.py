@@ -31,6 +31,8 @@ class RandomStateHook(Hook):
     when they start. A resumed run repeats them exactly in an ``IterBasedTrainLoop``; in
     an ``EpochBasedTrainLoop`` it does if the workers start anew every epoch
     (``persistent_workers=False``) and the checkpoint was written at the end of one.
+    For that the batches before are loaded again. OneDL's mmengine has a setting of the
+    loop, ``fast_forward_on_resume=True``, that skips this; the run is then another one.
 
     Examples:
         >>> default_hooks = dict(random_state=dict(type='RandomStateHook'))
