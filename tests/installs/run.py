@@ -43,7 +43,13 @@ TRAININGS = {
     ),
 }
 # Other tests need both toolboxes.
-TESTS_OF_ONE = ('tests/test_installed.py', 'tests/compat', 'tests/deq', 'tests/engine')
+TESTS_OF_ONE = (
+    'tests/test_installed.py',
+    'tests/compat',
+    'tests/deq',
+    'tests/models/backbones/test_mdeq.py',
+    'tests/engine/hooks/test_random_state_hook.py',
+)
 NO_INTERPRETER = 'no interpreter'
 NOT_INSTALLED = 'not installed'
 
