@@ -1549,7 +1549,7 @@ MUTATIONS = (
         'a solve is traced',
         'loop',
         'mdeq_mm/deq/solvers/loop.py',
-        'if torch.jit.is_tracing():',
+        'if is_tracing() or is_exporting():',
         'if False:',
         ('tests/deq/solvers/test_loop.py',),
     ),
