@@ -71,6 +71,7 @@ setup(
     install_requires=requirements('runtime.txt'),
     extras_require={
         'benchmark': requirements('benchmark.txt'),
+        'deploy': requirements('deploy.txt'),
         'det': requirements('det.txt'),
         'onedl': requirements('toolboxes-onedl.txt'),
         'openmmlab': requirements('toolboxes-openmmlab.txt'),

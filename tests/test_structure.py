@@ -34,6 +34,7 @@ MAY_IMPORT = {
     'cli': set(),
     'dataset_check': {'apis'},
     'benchmark': {'anytime', 'apis', 'deq'},
+    'deploy': {'apis', 'benchmark', 'deq'},
     'visualization': {'apis', 'benchmark', 'deq'},
     'engine': {'checkpoints', 'deq', 'evaluation', 'models', 'visualization'},
     'inference': {

@@ -166,7 +166,7 @@ def write(program: torch.export.ExportedProgram, path: Path, file_format: str) -
         torch.export.save(program, path)
         return
     torch.onnx.export(
-        program,  # type: ignore[arg-type]  # which takes programs, too
+        program,
         f=str(path),
         input_names=['images'],
         output_names=['logits'],

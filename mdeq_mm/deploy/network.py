@@ -101,7 +101,7 @@ class DeployedNetwork(nn.Module):
             images = (images - self.mean) / self.std
         if self.kind == 'segmentor':
             metas = [dict(img_shape=images.shape[2:])]
-            return self.model.encode_decode(images, metas)  # type: ignore[operator]
+            return self.model.encode_decode(images, metas)
         return self.model(images)
 
 
