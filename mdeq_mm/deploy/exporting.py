@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Optional
 
 import torch
 from mmengine.utils import digit_version
@@ -75,7 +76,7 @@ def export(
     path: Path,
     images: Tensor,
     file_format: str = 'onnx',
-    dynamic: Collection[str] = DYNAMIC,
+    dynamic: Optional[Collection[str]] = None,
     tolerance: float = TOLERANCE,
 ) -> list[Check]:
     """Writes a network to a file, if the file computes what PyTorch computes.
@@ -89,9 +90,9 @@ def export(
         images (Tensor): A batch of images, ``(B, C, H, W)``.
         file_format (str): ``'onnx'``, or ``'torch'`` for a program of ``torch.export``.
             Defaults to ``'onnx'``.
-        dynamic (Collection[str]): What may differ from one run of the file to another:
-            ``'batch'``, the number of images; ``'size'``, their height and width.
-            Defaults to both.
+        dynamic (Collection[str], optional): What may differ from one run of the file to
+            another: ``'batch'``, the number of images; ``'size'``, their height and
+            width. Defaults to None, :attr:`DeployedNetwork.dynamic`.
         tolerance (float): The largest :attr:`Check.difference` that is allowed.
             Defaults to 1e-4.
 
@@ -105,8 +106,14 @@ def export(
         ValueError: If an argument is out of its range.
     """
     check_requirements(file_format)
+    dynamic = network.dynamic if dynamic is None else dynamic
     for name in dynamic:
         check_choice('dynamic', name, DYNAMIC)
+    if not set(dynamic) <= set(network.dynamic):
+        raise ValueError(
+            f'dynamic must be some of {network.dynamic} for a model with '
+            f'align_corners=True, got {tuple(dynamic)}'
+        )
     program = record(network, images, dynamic)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -150,7 +157,7 @@ def record(
     except Exception as error:  # of many kinds, some of them private
         raise RuntimeError(
             f'torch.export cannot record the model with dynamic={tuple(dynamic)}. '
-            'Where its head needs a fixed size, leave "size" out'
+            'Where its head needs a fixed size, leave size out'
         ) from error
 
 

@@ -33,6 +33,10 @@ class DeployedNetwork(nn.Module):
         kind (str): ``'segmentor'`` or ``'classifier'``.
         evals (int): Evaluations that each image takes.
         method (str): Name of the solver, or ``'Unrolled'``.
+        dynamic (tuple[str, ...]): What may differ from one run of an exported file to
+            another: ``'batch'``, the number of images; and ``'size'``, their height and
+            width, unless a part has ``align_corners=True``. For these MMSegmentation
+            makes integers of the sizes, which an exporter takes for constants.
 
     Raises:
         TypeError: If the model is neither a segmentor nor a classifier.
@@ -57,6 +61,11 @@ class DeployedNetwork(nn.Module):
         layer.compiler = None
         if isinstance(layer.initial_guess, PreviousGuess):
             layer.initial_guess = ZeroGuess()
+        aligns = any(
+            getattr(part, 'align_corners', False) is True
+            for part in self.model.modules()
+        )
+        self.dynamic = ('batch',) if aligns else ('batch', 'size')
         preprocessor: Any = model.data_preprocessor
         # The toolboxes have a name of their own for it each.
         self.reverses_channels = bool(

@@ -73,6 +73,17 @@ class TestComparison:
         assert all(min(check.seconds, check.torch_seconds) > 0 for check in checks)
         assert [file.name for file in path.parent.iterdir()] == ['model.onnx']
 
+    def test_head_that_fixes_the_size(self, make_model, tmp_path, monkeypatch):
+        no_export(monkeypatch)
+        model = make_model('segmentor')
+        model.decode_head.align_corners = True
+        network = DeployedNetwork(model, fixed_mode(single_layer(model), evals=2))
+        path, images = tmp_path / 'model.onnx', network.example(2, 12, 16)
+        with pytest.raises(ValueError, match=r'align_corners=True, got .*size'):
+            export(network, path, images, dynamic=['size'])
+        checks = export(network, path, images)
+        assert [check.shape for check in checks] == [(2, 3, 12, 16), (3, 3, 12, 16)]
+
     @pytest.mark.parametrize('factor', [1.001, float('nan')])
     def test_nothing_is_left_of_a_wrong_file(
         self, make_network, tmp_path, monkeypatch, factor
@@ -142,12 +153,12 @@ class TestRequirements:
 
 @needs_torch
 class TestRealFiles:
-    def files_agree(self, network, path, file_format, dynamic=exporting.DYNAMIC):
+    def files_agree(self, network, path, file_format, dynamic=None):
         images = network.example(1, 20, 28)
         checks = export(network, path, images, file_format, dynamic)
         assert [check.shape[0] for check in checks] == [1, 2][: len(checks)]
         function = exporting.load(path, file_format)
-        if dynamic:
+        if dynamic is None:
             odd = network.example(3, 33, 47)
             assert relative_difference(function(odd), network(odd)) < 1e-4
         return function

@@ -72,9 +72,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         '--dynamic',
         nargs='*',
         choices=DYNAMIC,
-        default=list(DYNAMIC),
         help='what may differ from --batch-size and --shape when the file runs; give '
-        'no value for nothing; default: batch size',
+        'no value for nothing; default: batch and size, or batch alone where the head '
+        'has align_corners=True',
     )
     parser.add_argument(
         '--tolerance',
@@ -122,6 +122,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     logits = network(images)
     with network.layer.using(mode=configured):
         difference = relative_difference(logits, network(images))
+    dynamic = network.dynamic if args.dynamic is None else args.dynamic
+    print(f'dynamic: {", ".join(dynamic) or "nothing"}')
     print(
         f'{network.kind}: each image takes {network.evals} evaluations by '
         f'{network.method}, none stops earlier; the largest difference from the model '
