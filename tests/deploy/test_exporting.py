@@ -16,6 +16,8 @@ from mdeq_mm.deploy import (
     relative_difference,
 )
 
+from .exporters import stand_in
+
 needs_torch = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version(exporting.MIN_TORCH),
     reason=f'export needs torch {exporting.MIN_TORCH}',
@@ -34,24 +36,6 @@ def make_network(make_model):
     return make
 
 
-def no_export(monkeypatch, factor=1.0):
-    """Stands in for the exporters: the file computes ``factor`` times the logits."""
-    monkeypatch.setattr(exporting, 'check_requirements', lambda file_format: None)
-    monkeypatch.setattr(exporting, 'record', lambda network, images, dynamic: network)
-    written = []
-
-    def write(network, path, file_format):
-        path.write_text(file_format)
-        written.append(network)
-
-    def load(path, file_format):
-        assert path.read_text() == file_format
-        return lambda images: factor * written[-1](images)
-
-    monkeypatch.setattr(exporting, 'write', write)
-    monkeypatch.setattr(exporting, 'load', load)
-
-
 class TestComparison:
     @pytest.mark.parametrize(
         ('dynamic', 'second'),
@@ -63,7 +47,7 @@ class TestComparison:
         ],
     )
     def test_shapes(self, make_network, tmp_path, monkeypatch, dynamic, second):
-        no_export(monkeypatch)
+        stand_in(monkeypatch)
         network = make_network('segmentor')
         path = tmp_path / 'new/model.onnx'
         checks = export(network, path, network.example(2, 12, 16), dynamic=dynamic)
@@ -74,7 +58,7 @@ class TestComparison:
         assert [file.name for file in path.parent.iterdir()] == ['model.onnx']
 
     def test_head_that_fixes_the_size(self, make_model, tmp_path, monkeypatch):
-        no_export(monkeypatch)
+        stand_in(monkeypatch)
         model = make_model('segmentor')
         model.decode_head.align_corners = True
         network = DeployedNetwork(model, fixed_mode(single_layer(model), evals=2))
@@ -88,7 +72,7 @@ class TestComparison:
     def test_nothing_is_left_of_a_wrong_file(
         self, make_network, tmp_path, monkeypatch, factor
     ):
-        no_export(monkeypatch, factor)
+        stand_in(monkeypatch, factor)
         network = make_network('classifier')
         path, images = tmp_path / 'model.onnx', network.example(2, 12, 16)
         with pytest.raises(RuntimeError, match='differs from PyTorch by .*not written'):
@@ -98,7 +82,7 @@ class TestComparison:
     def test_file_before_outlives_a_wrong_one(
         self, make_network, tmp_path, monkeypatch
     ):
-        no_export(monkeypatch, 2.0)
+        stand_in(monkeypatch, 2.0)
         network = make_network('classifier')
         path, images = tmp_path / 'model.onnx', network.example(2, 12, 16)
         path.write_text('before')
