@@ -49,7 +49,7 @@ def test_segmentor(export, monkeypatch):
     assert 'PyTorch' in lines[0]
     assert lines[2] == 'dynamic: batch'
     assert lines[3].startswith(
-        'segmentor: each image takes 4 evaluations by AndersonSolver, none stops earlier'
+        'segmentor: each image takes 4 evaluations by AndersonSolver, none'
     )
     assert lines[4] == f'{path} written'
 
@@ -71,7 +71,7 @@ def test_classifier(export, monkeypatch, unrolled):
 def test_wrong_file_is_not_written(export, monkeypatch, tmp_path):
     stand_in(monkeypatch, 1.01)
     with pytest.raises(RuntimeError, match='not written'):
-        export(CLASSIFIER, '--evals', 2)
+        export(CLASSIFIER, '--evals', 2, '--shape', 20, 20)
     assert list((tmp_path / 'out').iterdir()) == []
 
 
