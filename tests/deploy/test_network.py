@@ -48,6 +48,13 @@ class TestBothKinds:
             single = network(images[:1])
             torch.testing.assert_close(network(images)[:1], single)
 
+    @pytest.mark.filterwarnings('ignore')
+    def test_traced_network_is_right_for_other_images(self, make_model, kind):
+        network = DeployedNetwork(make_model(kind), FixedEvaluations(AndersonSolver(4)))
+        traced = torch.jit.trace(network, images_of(), check_trace=False)
+        others = network.example(2, 20, 26)
+        torch.testing.assert_close(traced(others), network(others))
+
     def test_model_is_not_touched(self, make_model, kind):
         model = make_model(kind).train()
         layer, state = single_layer(model), model.state_dict()
