@@ -150,10 +150,12 @@ def record(
             images = torch.cat([images, images])
     if 'size' in dynamic:
         dims.update({2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC})
+    shapes = {'images': dims or None}
     try:
-        return torch.export.export(
-            network, (images,), dynamic_shapes={'images': dims or None}, strict=False
-        )
+        with torch.no_grad():
+            return torch.export.export(
+                network, (images,), dynamic_shapes=shapes, strict=False
+            )
     except Exception as error:  # of many kinds, some of them private
         raise RuntimeError(
             f'torch.export cannot record the model with dynamic={tuple(dynamic)}. '

@@ -103,6 +103,9 @@ class DeployedNetwork(nn.Module):
         Returns:
             Tensor: ``(B, classes, H, W)`` of a segmentor, ``(B, classes)`` of a
             classifier.
+
+        Raises:
+            TypeError: If the head of a classifier returns something else.
         """
         if self.reverses_channels and images.shape[1] == 3:
             images = images.flip(1)
@@ -111,7 +114,13 @@ class DeployedNetwork(nn.Module):
         if self.kind == 'segmentor':
             metas = [dict(img_shape=images.shape[2:])]
             return self.model.encode_decode(images, metas)
-        return self.model(images)
+        logits = self.model(images)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                'the head of model must return one tensor, '
+                f'{type(self.model.head).__name__} returns {type(logits).__name__}'
+            )
+        return logits
 
 
 def _kind_of(model: BaseModel) -> str:

@@ -98,6 +98,14 @@ def test_other_models_are_refused():
         DeployedNetwork(OtherModel(), FixedEvaluations(AndersonSolver()))
 
 
+def test_head_with_several_results_is_refused(make_model):
+    model = make_model('classifier')
+    model.head.forward = tuple
+    network = DeployedNetwork(model, FixedEvaluations(AndersonSolver(1)))
+    with pytest.raises(TypeError, match='one tensor, LinearClsHead returns tuple'):
+        network(images_of())
+
+
 def test_model_without_an_equilibrium_is_refused(make_model):
     model = make_model('classifier')
     del model.backbone.equilibrium
