@@ -738,7 +738,7 @@ MUTATIONS = (
         'odd sizes round down',
         'fusion',
         'mdeq_mm/models/backbones/mdeq.py',
-        '(height + 1) // 2, (width + 1) // 2',
+        '(height - 1) // 2 + 1, (width - 1) // 2 + 1',
         'height // 2, width // 2',
         ('tests/models/backbones/test_mdeq.py',),
     ),

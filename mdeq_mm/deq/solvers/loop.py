@@ -148,8 +148,9 @@ def refuse_transforms(x: Tensor) -> None:
         raise RuntimeError(
             'torch.jit.trace cannot record a solve, nor can torch.export or '
             'torch.onnx.export: how many evaluations it takes is decided anew for '
-            'every input. tools/deployment/export.py exports a model with a fixed '
-            'number of evaluations'
+            'every input. Export with a fixed number of evaluations by '
+            'tools/deployment/export.py, or record the unrolled mode: '
+            '`with layer.using(mode=Unrolled(num_layers)): torch.jit.trace(...)`'
         )
     # torch has no public way to ask for its transforms. Older versions have not this
     # way to ask for the one of batched gradients, and end with a message of their own.
