@@ -200,6 +200,7 @@ class MDEQ(EquilibriumBackbone):
         height, width = finest.shape[2:]
         injections = [finest]
         for channels in self.channels[1:]:
+            # As convolutions have it: exporters compare the sizes as formulas.
             height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
             # The coarser branches get no injection. An expanded zero takes no memory.
             zero = finest.new_zeros(())
