@@ -33,8 +33,8 @@ SOLVERS: dict[str, type[FixedPointSolver]] = {
 class FixedEvaluations(Mode):
     """Evaluates ``f`` a fixed number of times, so that an exporter can record it.
 
-    The iterates are those of the solver, and the result is the one with the smallest
-    residual, for each sample on its own. No sample stops early. The operations do not
+    The iterates are those of the solver, and the result is that of the one with the
+    smallest residual, for each sample on its own. No sample stops early. The operations do not
     depend on values, and each has a counterpart in ONNX.
 
     Args:
@@ -58,7 +58,7 @@ class FixedEvaluations(Mode):
         keep: Collection[int] = (),
         restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
     ) -> Tensor:
-        """Returns the best iterate of each sample; see :meth:`Mode.run`."""
+        """Returns the best state of each sample; see :meth:`Mode.run`."""
         solver = self.solver
         method = _method_of(solver)
         z = best = forward_pass.guess.detach()
@@ -71,7 +71,8 @@ class FixedEvaluations(Mode):
                 residual = residual / (torch.linalg.vector_norm(fz, dim=1) + 1e-8)
             improved = residual < least
             least = torch.where(improved, residual, least)
-            best = torch.where(improved.unsqueeze(1), z, best)
+            candidate = z if solver.returns == 'iterate' else fz
+            best = torch.where(improved.unsqueeze(1), candidate, best)
             if number < solver.max_evals:
                 z = method.step(z, g)
         return best
@@ -114,7 +115,11 @@ def fixed_mode(
         known = isinstance(configured, tuple(SOLVERS.values()))
         kind = type(configured) if known else AndersonSolver
     if not isinstance(configured, kind):
-        configured = kind(configured.max_evals, stop_mode=configured.stop_mode)
+        configured = kind(
+            configured.max_evals,
+            stop_mode=configured.stop_mode,
+            returns=configured.returns,
+        )
     return FixedEvaluations(
         replace(configured, max_evals=evals or configured.max_evals)
     )

@@ -21,6 +21,7 @@ SOLVERS = [
     AndersonSolver(max_evals=6, tol=0, window=3),
     AndersonSolver(max_evals=4, tol=0, window=1, mixing=0.5),
     AndersonSolver(max_evals=9, tol=0, stop_mode='abs'),
+    AndersonSolver(max_evals=6, tol=0, returns='evaluation'),
     PicardSolver(max_evals=5, tol=0),
 ]
 
@@ -43,6 +44,12 @@ def test_finds_what_the_solver_finds(solver):
     expected = state_of(layer.double(), Equilibrium(solver, PhantomGradient()), x)
     actual = state_of(layer, FixedEvaluations(solver), x)
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_returns_what_the_configured_solver_returns():
+    layer = make_layer(TanhCell(), BroydenSolver(max_evals=7, returns='evaluation'))
+    expected = AndersonSolver(max_evals=7, returns='evaluation')
+    assert fixed_mode(layer).solver == expected
 
 
 @pytest.mark.parametrize('solver', SOLVERS, ids=str)
