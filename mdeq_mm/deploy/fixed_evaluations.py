@@ -34,8 +34,8 @@ class FixedEvaluations(Mode):
     """Evaluates ``f`` a fixed number of times, so that an exporter can record it.
 
     The iterates are those of the solver, and the result is that of the one with the
-    smallest residual, for each sample on its own. No sample stops early. The operations do not
-    depend on values, and each has a counterpart in ONNX.
+    smallest residual, for each sample on its own. No sample stops early. The operations
+    do not depend on values, and each has a counterpart in ONNX.
 
     Args:
         solver (AndersonSolver or PicardSolver): The method. It is evaluated
