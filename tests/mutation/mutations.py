@@ -1043,7 +1043,7 @@ MUTATIONS = (
         'states are restored before skipped batches',
         'resume',
         'mdeq_mm/engine/hooks/random_state_hook.py',
-        'loop.dataloader_iterator, loop.iter,',
+        'loop.dataloader_iterator, n_skipped,',
         'loop.dataloader_iterator, 0,',
         ('tests/engine/hooks/test_random_state_hook.py',),
     ),
