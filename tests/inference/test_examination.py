@@ -71,5 +71,5 @@ class TestSolverNamed:
         assert solver_named('AndersonSolver', own) == expected
 
     def test_unknown(self):
-        with pytest.raises(ValueError, match='NewtonSolver.*allowed are .*AndersonSolver'):
+        with pytest.raises(ValueError, match='NewtonSolver.*allowed are .*Anderson'):
             solver_named('NewtonSolver', BroydenSolver())

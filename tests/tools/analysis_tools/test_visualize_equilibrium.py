@@ -94,7 +94,7 @@ class TestBadArguments:
         tool.main([str(image), str(root / SEGMENTOR), 'model.pth', *options])
 
     def test_solver(self, tool, root, image):
-        with pytest.raises(ValueError, match='NewtonSolver.*allowed are .*AndersonSolver'):
+        with pytest.raises(ValueError, match='NewtonSolver.*allowed are .*Anderson'):
             self.run(tool, root, image, '--solvers', 'NewtonSolver')
 
     def test_image(self, tool, root, image):
