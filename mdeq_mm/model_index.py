@@ -61,9 +61,10 @@ def config_path(name: str) -> str:
 def model_files(name: str) -> tuple[str, str]:
     """Returns config and trained weights of a model that comes with this package.
 
-    Whatever takes a config and a checkpoint takes them: ``init_model(*model_files(name))``
-    and ``MMSegInferencer(*model_files(name))`` of MMSegmentation, and
-    ``ImageClassificationInferencer(*model_files(name))`` of MMPretrain.
+    Whatever takes a config and a checkpoint takes them, such as
+    ``init_model(*model_files(name))`` and ``MMSegInferencer(*model_files(name))`` of
+    MMSegmentation, and ``ImageClassificationInferencer(*model_files(name))`` of
+    MMPretrain.
 
     Args:
         name (str): The name.

@@ -37,7 +37,9 @@ def workplace(run_tool, tmp_path_factory):
 @pytest.fixture(scope='session')
 def earth(run_tool, tmp_path_factory):
     """A folder with the Earth under ``data``."""
-    missing = [name for name in EARTH_PACKAGES if not list(metadata.distributions(name=name))]
+    missing = [
+        name for name in EARTH_PACKAGES if not list(metadata.distributions(name=name))
+    ]
     if missing:
         pytest.skip(f'{missing} of requirements/demo.txt are not installed')
     path = tmp_path_factory.mktemp('earth')
