@@ -5,6 +5,8 @@
 # make test-all      both
 # make test-cuda     does it work on this GPU? one report to paste into an issue
 # make test-classic  those that depend on versions, with older ones
+# make test-onedl    the same, with OneDL's successors of OpenMMLab's packages
+# make check-installs  makes fresh environments, one after the other, and tries each
 # make coverage      how many lines of the package the tests ran with COVERAGE=1
 # make mutation      whether the tests find faults that are put in on purpose
 # make soak          kills, long runs and many threads (up to 25 minutes)
@@ -20,11 +22,12 @@
 PYTHON ?= python3.11
 DEFAULT := .venv
 CLASSIC := .venv-classic
+ONEDL := .venv-onedl
 LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env env-classic show demo test test-slow test-all test-cuda test-classic coverage \
-	mutation soak docs lint format
+.PHONY: env env-classic env-onedl show demo test test-slow test-all test-cuda \
+	test-classic test-onedl check-installs coverage mutation soak docs lint format
 
 env: $(DEFAULT)/.ready
 
@@ -53,6 +56,15 @@ $(CLASSIC)/.ready: requirements/classic-build.txt requirements/classic.txt \
 		$(CLASSIC)/$(PIP_INSTALL) --no-build-isolation --no-deps --no-cache-dir \
 		--force-reinstall -r requirements/classic-mmcv.txt
 	$(CLASSIC)/$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+env-onedl: $(ONEDL)/.ready
+
+$(ONEDL)/.ready: requirements/onedl.txt requirements/tests.txt setup.py pyproject.toml
+	$(PYTHON) -m venv $(ONEDL)
+	@echo "installing the onedl cell (some gigabytes the first time)"
+	$(ONEDL)/$(PIP_INSTALL) -r requirements/onedl.txt -r requirements/tests.txt
+	$(ONEDL)/$(PIP_INSTALL) --no-deps --editable .
 	touch $@
 
 PICTURE := --residual --side-by-side --height 6.9 --opacity 1
@@ -96,7 +108,7 @@ PYTEST := bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reor
 ifdef COVERAGE
 PYTEST += --cov --cov-append --cov-report=
 endif
-test test-slow test-all test-classic: export OMP_NUM_THREADS := 1
+test test-slow test-all test-classic test-onedl: export OMP_NUM_THREADS := 1
 
 test: env
 	$(DEFAULT)/$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
@@ -128,6 +140,14 @@ soak: env
 CLASSIC_TESTS ?= versions
 test-classic: env-classic
 	$(CLASSIC)/$(PYTEST) -m '$(CLASSIC_TESTS)' $(PYTEST_ARGS)
+
+ONEDL_TESTS ?= versions
+test-onedl: env-onedl
+	$(ONEDL)/$(PYTEST) -m '$(ONEDL_TESTS)' $(PYTEST_ARGS)
+
+# INSTALLS_ARGS='--only onedl' makes some environments alone.
+check-installs:
+	$(PYTHON) tests/installs/run.py --out work_dirs/installs.md $(INSTALLS_ARGS)
 
 $(DEFAULT)/.docs: requirements/docs.txt $(DEFAULT)/.ready
 	$(DEFAULT)/$(PIP_INSTALL) -r requirements/docs.txt

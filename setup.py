@@ -88,7 +88,10 @@ setup(
     install_requires=requirements('runtime.txt'),
     extras_require={
         'benchmark': requirements('benchmark.txt'),
+        'deploy': requirements('deploy.txt'),
         'det': requirements('det.txt'),
+        'onedl': requirements('toolboxes-onedl.txt'),
+        'openmmlab': requirements('toolboxes-openmmlab.txt'),
         'visualization': requirements('optional.txt'),
         'web': requirements('web.txt'),
     },

@@ -4,13 +4,17 @@ Importing the package registers everything; in a config that is
 ``custom_imports = dict(imports=['mdeq_mm'])``.
 """
 
-from .compat import (
+from .installed import check_versions
+
+check_versions()
+
+from .compat import (  # noqa: E402
     allow_mmengine_checkpoints,
-    check_versions,
+    stand_in_for_missing_names,
     stand_in_for_missing_ops,
 )
 
-check_versions()
+stand_in_for_missing_names()
 stand_in_for_missing_ops()
 allow_mmengine_checkpoints()
 

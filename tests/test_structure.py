@@ -21,12 +21,12 @@ PACKAGE = 'mdeq_mm'
 MAY_IMPORT = {
     'version': set(),
     '__main__': set(),
+    'installed': set(),
     'compat': set(),
     'deq': set(),
     'models': {'deq'},
     'evaluation': {'deq'},
     'checkpoints': {'compat', 'deq', 'models'},
-    'engine': {'checkpoints', 'deq', 'evaluation', 'models'},
     'model_index': set(),
     'apis': {'checkpoints', 'deq', 'model_index'},
     'image_pipeline': {'apis'},
@@ -34,7 +34,9 @@ MAY_IMPORT = {
     'cli': {'model_index'},
     'dataset_check': {'apis'},
     'benchmark': {'anytime', 'apis', 'deq'},
+    'deploy': {'apis', 'benchmark', 'deq'},
     'visualization': {'apis', 'benchmark', 'deq'},
+    'engine': {'checkpoints', 'deq', 'evaluation', 'models', 'visualization'},
     'inference': {
         'anytime',
         'apis',

@@ -4,11 +4,11 @@ Nothing here is about equilibria. It goes when the stock packages have it themse
 """
 
 from .allow_list import allow_mmengine_checkpoints, stand_ins
-from .installation import check_versions, stand_in_for_missing_ops
+from .installation import stand_in_for_missing_names, stand_in_for_missing_ops
 
 __all__ = [
     'allow_mmengine_checkpoints',
-    'check_versions',
+    'stand_in_for_missing_names',
     'stand_in_for_missing_ops',
     'stand_ins',
 ]

@@ -1,7 +1,8 @@
-"""What must be in place before the toolboxes are imported: versions and missing ops."""
+"""What must be in place before toolboxes and configs: missing ops, missing names."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -9,29 +10,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-import mmengine
-import torch
-from mmengine.utils import digit_version
+from mmengine.config.utils import MODULE2PACKAGE
 
 from .torchvision_ops import OPS
-
-REQUIRED_VERSIONS = {'torch': '2.1.0', 'mmengine': '0.10.0', 'mmcv': '2.0.0'}
-
-
-def check_versions() -> None:
-    """Checks the installed versions of torch, mmengine and mmcv.
-
-    Raises:
-        ImportError: If one of them is older than needed.
-    """
-    import mmcv
-
-    for module in (torch, mmengine, mmcv):
-        name, needed = module.__name__, REQUIRED_VERSIONS[module.__name__]
-        if digit_version(module.__version__) < digit_version(needed):
-            raise ImportError(
-                f'mdeq_mm needs {name}>={needed}, found {module.__version__}'
-            )
 
 
 class MissingOps(ModuleType):
@@ -75,3 +56,30 @@ def stand_in_for_missing_ops() -> None:
     name = 'mmcv._ext'
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         sys.modules[name] = MissingOps(name)
+
+
+def stand_in_for_missing_names() -> None:
+    """Lets ``_base_ = ['mmseg::…']`` find a toolbox that was published by another name.
+
+    mmengine looks for the distribution ``mmsegmentation`` and, where there is none, for
+    a module of that name. OneDL calls its distribution ``onedl-mmsegmentation``, so its
+    mmengine finds neither. The stand-in is an empty module of the missing name. It says
+    that it lies where mmseg does. With OpenMMLab's packages this does nothing.
+    """
+    for module, name in MODULE2PACKAGE.items():
+        if module == name or _is_there(name):
+            continue
+        spec = importlib.util.find_spec(module)
+        if spec is not None:
+            stand_in = ModuleType(name)
+            stand_in.__spec__ = ModuleSpec(name, loader=None, origin=spec.origin)
+            sys.modules[name] = stand_in
+
+
+def _is_there(name: str) -> bool:
+    """Tells whether there is a distribution or a module of this name."""
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.util.find_spec(name) is not None
+    return True

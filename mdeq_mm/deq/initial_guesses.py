@@ -57,7 +57,7 @@ def zero_state(
 ) -> Tensor:
     """Returns the state zero, ``(B, N)``."""
     first = injections[0]
-    return torch.zeros(len(first), layout.numel, dtype=dtype, device=first.device)
+    return first.new_zeros(first.shape[0], layout.numel, dtype=dtype)
 
 
 @TASK_UTILS.register_module()

@@ -1,6 +1,7 @@
 from .hooks import (
     AtomicCheckpointHook,
     EquilibriumHook,
+    EquilibriumVisualizationHook,
     ExtraLossHook,
     ImplicitGradientHook,
     InitialGuessLossHook,
@@ -22,6 +23,7 @@ __all__ = [
     'AtomicCheckpointHook',
     'EquilibriumHook',
     'EquilibriumOptimWrapperConstructor',
+    'EquilibriumVisualizationHook',
     'ExtraLossHook',
     'ImplicitGradientHook',
     'InitialGuessLossHook',

@@ -127,6 +127,14 @@ class Predictor:
         """
         return self._pipeline.read(path)
 
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """Returns the batch of one image that the pipeline makes.
+
+        Args:
+            image (np.ndarray): The image, BGR, uint8, ``(H, W, 3)``.
+        """
+        return self._pipeline(image)
+
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predicts an image.
@@ -152,7 +160,7 @@ class Predictor:
         with ExitStack() as observed:
             for layer in equilibrium_layers(self.model):
                 observed.enter_context(layer.register_pass_hook(observe))
-            (sample,) = self.model.test_step(self._pipeline(image))
+            (sample,) = self.model.test_step(self.prepare(image))
         return Prediction(sample, tuple(solves))
 
     def shares(

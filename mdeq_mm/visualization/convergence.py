@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional, Union
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -63,27 +65,45 @@ def convergence_figure(
     Returns:
         Figure: The picture, which belongs to no window.
     """
+    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    axes = figure.subplots()
+    draw_convergence(axes, trace, tol, max_evals, stop_mode)
+    axes.set_title(title)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_convergence(
+    axes: Axes,
+    trace: Tensor,
+    tol: Optional[float] = None,
+    max_evals: Optional[int] = None,
+    stop_mode: str = 'rel',
+    names: Sequence[str] = (),
+) -> None:
+    """Draws the lines of :func:`convergence_figure` into axes.
+
+    Args:
+        axes (Axes): The axes.
+        trace (Tensor): See :func:`convergence_figure`.
+        tol (float, optional): The same. Defaults to None.
+        max_evals (int, optional): The same. Defaults to None.
+        stop_mode (str): The same. Defaults to ``'rel'``.
+        names (Sequence[str]): Name of each line. Defaults to (), no names.
+    """
     residuals = trace.detach().cpu().numpy()
     best = np.minimum.accumulate(residuals, axis=0)
     evals = np.arange(1, len(residuals) + 1)
     marker = 'o' if len(evals) == 1 else None  # a line needs two points
-
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
-    axes = figure.subplots()
-    for sample in range(residuals.shape[1]):
-        (line,) = axes.plot(evals, best[:, sample], linewidth=1.2, marker=marker)
-        axes.plot(
-            evals,
-            residuals[:, sample],
-            color=line.get_color(),
-            alpha=0.3,
-            linewidth=0.8,
-        )
+    for line, pale in zip(
+        axes.plot(evals, best, linewidth=1.2, marker=marker),
+        axes.plot(evals, residuals, alpha=0.3, linewidth=0.8),
+    ):
+        pale.set_color(line.get_color())
     if tol is not None:
         axes.axhline(tol, color='black', linestyle='--', linewidth=0.8)
-        axes.annotate(
-            f'tolerance {tol:g}', (evals[0], tol), ha='left', va='bottom', fontsize=9
-        )
+        # Lines fall, so there is room at their beginning.
+        axes.annotate(f'tolerance {tol:g}', (1, tol), va='bottom', fontsize=9)
     if max_evals is not None and max_evals < len(residuals):
         axes.axvline(max_evals, color='black', linestyle=':', linewidth=0.8)
         axes.annotate(
@@ -93,7 +113,6 @@ def convergence_figure(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel('evaluations of $f$')
     axes.set_ylabel(LABELS[stop_mode])
-    axes.set_title(title)
     axes.grid(alpha=0.3)
-    FigureCanvasAgg(figure)
-    return figure
+    if names:
+        axes.legend(axes.lines[: len(names)], names, fontsize=8)

@@ -10,8 +10,6 @@ from typing import NamedTuple, Optional, Union
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from mmengine.dataset import BaseDataset
@@ -22,9 +20,7 @@ from torch import Tensor
 from ..apis import single_layer
 from ..benchmark import NamedSamples, read_image
 from ..deq.checks import check_number
-from .residuals import recorded_residuals
-
-RESIDUAL = r'$\|f(z)-z\|$ relative to $\|f(z)\|$'
+from .residuals import draw_residual_maps, recorded_residuals
 
 
 class Sample(NamedTuple):
@@ -224,24 +220,14 @@ def _painted(
 def _draw_residuals(
     figure: Figure, column: np.ndarray, samples: Sequence[Sample]
 ) -> None:
-    """Draws the residuals of all samples on one logarithmic scale, with its bar."""
-    residuals = [s.residual for s in samples if s.residual is not None]
-    values = np.concatenate([residual.ravel() for residual in residuals])
-    high = max(float(np.nanmax(values)), torch.finfo(torch.float32).tiny)
-    # A few places that happen to be exact must not stretch the scale.
-    low = max(float(np.nanpercentile(values, 1)), 1e-4 * high)
-    norm = LogNorm(low, high)
-    colours = ScalarMappable(norm, 'magma')
-    for axes, sample in zip(column, samples):
-        if sample.residual is not None:
-            rows, columns = sample.prediction.shape
-            axes.imshow(
-                sample.residual.clip(low),
-                norm=norm,
-                cmap=colours.cmap,
-                extent=(0, columns, rows, 0),
-            )
-    figure.colorbar(colours, ax=list(column), label=RESIDUAL)
+    """Draws the residuals of the samples that have one, in the size of the image."""
+    found = [
+        (axes, sample.residual, sample.prediction.shape)
+        for axes, sample in zip(column, samples)
+        if sample.residual is not None
+    ]
+    places, maps, sizes = zip(*found)
+    draw_residual_maps(figure, places, maps, sizes)
 
 
 def _name_colours(

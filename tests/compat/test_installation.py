@@ -1,23 +1,19 @@
 import sys
 from importlib import import_module
-from importlib.metadata import distributions
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils.dl_utils import mmcv_full_available
 
 from mdeq_mm.compat import installation
 
 pytestmark = pytest.mark.versions
-
-
-class TestCheckVersions:
-    def test_installed_versions(self):
-        installation.check_versions()
-
-    def test_too_old(self, monkeypatch):
-        monkeypatch.setattr(installation.mmengine, '__version__', '0.7.0')
-        with pytest.raises(ImportError, match=r'needs mmengine>=0.10.0, found 0.7.0'):
-            installation.check_versions()
 
 
 class TestMissingOps:
@@ -26,11 +22,11 @@ class TestMissingOps:
 
         mmengine asks whether there are ops before it reverts SyncBN.
         """
-        # Both ask for the ops at once.
-        for name in ('mmcv.ops', 'mmseg.models', 'mmpretrain.models'):
-            import_module(name)
-        installed = {d.metadata['Name'] for d in distributions()}
-        is_lite = bool(installed & {'mmcv-lite', 'mmcv_lite'})
+        import_module('mmcv.ops')
+        # They ask for the ops at once.
+        for name in filter(find_spec, ('mmseg', 'mmpretrain')):
+            import_module(f'{name}.models')
+        is_lite = not list(Path(import_module('mmcv').__file__).parent.glob('_ext.*'))
         assert isinstance(sys.modules['mmcv._ext'], installation.MissingOps) == is_lite
         assert mmcv_full_available() != is_lite
 
@@ -41,3 +37,47 @@ class TestMissingOps:
         ):
             ops.softnms(1, 2, threshold=3)
         assert not hasattr(ops, '__path__')
+
+
+class TestMissingNames:
+    @pytest.fixture
+    def toolbox(self, tmp_path, monkeypatch):
+        """A toolbox that mmengine expects in a distribution of another name."""
+        folder = tmp_path / 'site/mmstars/.mim/configs/_base_'
+        folder.mkdir(parents=True)
+        (tmp_path / 'site/mmstars/__init__.py').touch()
+        (folder.parents[1] / 'model-index.yml').write_text('Import: []')
+        (folder / 'runtime.py').write_text('stars = 5')
+        monkeypatch.syspath_prepend(tmp_path / 'site')
+        monkeypatch.setitem(MODULE2PACKAGE, 'mmstars', 'mmconstellation')
+        yield
+        sys.modules.pop('mmconstellation', None)
+
+    @pytest.fixture
+    def config(self, tmp_path):
+        path = tmp_path / 'config.py'
+        path.write_text("_base_ = ['mmstars::_base_/runtime.py']")
+        return path
+
+    def test_bases_are_found(self, toolbox, config):
+        with pytest.raises(ModuleNotFoundError, match='mmconstellation is not inst'):
+            Config.fromfile(config)
+        installation.stand_in_for_missing_names()
+        assert Config.fromfile(config).stars == 5
+
+    def test_what_is_there_stays(self, toolbox, monkeypatch):
+        there = ModuleType('mmconstellation')
+        there.__spec__ = ModuleSpec('mmconstellation', loader=None)
+        monkeypatch.setitem(sys.modules, 'mmconstellation', there)
+        installation.stand_in_for_missing_names()
+        assert sys.modules['mmconstellation'] is there
+
+    def test_with_the_packages_of_this_environment(self):
+        """With OpenMMLab's there is no stand-in, and no other name is changed."""
+        try:
+            distribution('mmsegmentation')
+        except PackageNotFoundError:
+            assert ('mmsegmentation' in sys.modules) == (find_spec('mmseg') is not None)
+        else:
+            assert 'mmsegmentation' not in sys.modules
+        assert MODULE2PACKAGE['mmseg'] == 'mmsegmentation'

@@ -25,8 +25,9 @@ def build_meta(shared_config):
         cfg = shared_config(name)
         init_default_scope(cfg.default_scope)
         import_modules_from_strings(f'{cfg.default_scope}.models')
-        # The head of Segmenter reads values while it is built.
-        device = 'cpu' if 'segmenter' in name else 'meta'
+        # The head of Segmenter and the stock ResNet read values while they are built.
+        reads = any(part in name for part in ('segmenter', 'resnet'))
+        device = 'cpu' if reads else 'meta'
         with torch.device(device):
             return cfg, MODELS.build(cfg.model)
 

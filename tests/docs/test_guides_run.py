@@ -29,6 +29,7 @@ ELSEWHERE = (
     '--amp',  # needs a GPU
     'benchmark.py memory',  # takes minutes, as the next one
     'benchmark_video.py',
+    'web_demo.py',  # serves until it is interrupted
     'split_multitask.py',
     'DIR/',
     'mdeq_to_mm.py',

@@ -136,14 +136,20 @@ def refuse_transforms(x: Tensor) -> None:
         x (Tensor): What an evaluation in the solve has returned.
 
     Raises:
-        RuntimeError: If ``torch.jit.trace`` records, if ``x`` has a tangent of
-            forward-mode differentiation, or if it stands for other tensors in a
-            transform of ``torch.func``.
+        RuntimeError: If ``torch.jit.trace`` records, as the older ONNX exporter has it
+            do, if ``torch.export`` does, if ``x`` has a tangent of forward-mode
+            differentiation, or if it stands for other tensors in a transform of
+            ``torch.func``.
     """
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+    is_tracing = torch.jit.is_tracing  # type: ignore[attr-defined]
+    # Older versions of torch have no way to ask for torch.export.
+    is_exporting = getattr(torch.compiler, 'is_exporting', is_tracing)
+    if is_tracing() or is_exporting():
         raise RuntimeError(
-            'torch.jit.trace cannot record a solve: how many evaluations it takes is '
-            'decided anew for every input. Trace the unrolled mode: '
+            'torch.jit.trace cannot record a solve, nor can torch.export or '
+            'torch.onnx.export: how many evaluations it takes is decided anew for '
+            'every input. Export with a fixed number of evaluations by '
+            'tools/deployment/export.py, or record the unrolled mode: '
             '`with layer.using(mode=Unrolled(num_layers)): torch.jit.trace(...)`'
         )
     # torch has no public way to ask for its transforms. Older versions have not this

@@ -1,5 +1,6 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .base import EquilibriumHook, ExtraLossHook, ModelCall
+from .equilibrium_visualization_hook import EquilibriumVisualizationHook
 from .implicit_gradient_hook import ImplicitGradientHook
 from .initial_guess_loss_hook import InitialGuessLossHook
 from .jacobian_regularization_hook import JacobianRegularizationHook
@@ -10,6 +11,7 @@ from .trajectory_supervision_hook import TrajectorySupervisionHook
 __all__ = [
     'AtomicCheckpointHook',
     'EquilibriumHook',
+    'EquilibriumVisualizationHook',
     'ExtraLossHook',
     'ImplicitGradientHook',
     'InitialGuessLossHook',

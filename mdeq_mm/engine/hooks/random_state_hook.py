@@ -31,6 +31,8 @@ class RandomStateHook(Hook):
     when they start. A resumed run repeats them exactly in an ``IterBasedTrainLoop``; in
     an ``EpochBasedTrainLoop`` it does if the workers start anew every epoch
     (``persistent_workers=False``) and the checkpoint was written at the end of one.
+    For that the batches before are loaded again. OneDL's mmengine has a setting of the
+    loop, ``fast_forward_on_resume=True``, that skips this; the run is then another one.
 
     Examples:
         >>> default_hooks = dict(random_state=dict(type='RandomStateHook'))
@@ -67,9 +69,12 @@ class RandomStateHook(Hook):
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop):
             # The loop first skips the batches that were trained on, which draws random
-            # numbers again; the states belong behind that.
+            # numbers again; the states belong behind that. OneDL's loop may skip none.
+            n_skipped = (
+                0 if getattr(loop, 'fast_forward_on_resume', False) else loop.iter
+            )
             loop.dataloader_iterator = _CallAfter(
-                loop.dataloader_iterator, loop.iter, lambda: _set_states(state)
+                loop.dataloader_iterator, n_skipped, lambda: _set_states(state)
             )
         else:
             _set_states(state)
@@ -131,6 +136,15 @@ class _CallAfter:
             self._call()
         self._n_left -= 1
         return next(self._iterator)
+
+    def skip_iter(self, n_items: int) -> None:
+        """Skips items, as OneDL's loop asks of its iterator.
+
+        Its own iterator may move the sampler and load nothing. Workers would then begin
+        with other random numbers, so each item is loaded here.
+        """
+        for _ in range(n_items):
+            next(self)
 
 
 def _gather_states() -> list[dict]:

@@ -188,7 +188,7 @@ class DEQViT(EquilibriumBackbone):
         injections = [patches + self._positions(patches)]
         if self.cls_token is not None:
             token = self.cls_token.to(patches.dtype)
-            injections.append(token.expand(len(x), -1, -1, -1))
+            injections.append(token.expand(x.shape[0], -1, -1, -1))
         return self.solve(injections)
 
     def _positions(self, patches: Tensor) -> Tensor:

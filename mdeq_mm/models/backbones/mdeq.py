@@ -200,10 +200,11 @@ class MDEQ(EquilibriumBackbone):
         height, width = finest.shape[2:]
         injections = [finest]
         for channels in self.channels[1:]:
-            height, width = (height + 1) // 2, (width + 1) // 2
+            # As convolutions have it: exporters compare the sizes as formulas.
+            height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
             # The coarser branches get no injection. An expanded zero takes no memory.
             zero = finest.new_zeros(())
-            injections.append(zero.expand(len(x), channels, height, width))
+            injections.append(zero.expand(x.shape[0], channels, height, width))
         return self.solve(injections)
 
     def select(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:

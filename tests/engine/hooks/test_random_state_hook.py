@@ -4,12 +4,35 @@ import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import LOOPS
+from mmengine.runner import IterBasedTrainLoop
 
 from mdeq_mm.engine.hooks import random_state_hook
 from mdeq_mm.engine.hooks.random_state_hook import _get_states, _set_states
 
 pytestmark = pytest.mark.versions  # generators are numpy's and torch's
 HOOKS = [dict(type='ImplicitGradientHook'), dict(type='RandomStateHook')]
+
+
+@LOOPS.register_module()
+class SkippingLoop(IterBasedTrainLoop):
+    """Lets its iterator skip on resuming, or skips nothing, as OneDL's loop does."""
+
+    fast_forward_on_resume = False
+
+    def run(self):
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        if self.iter > 0 and not self.fast_forward_on_resume:
+            self.dataloader_iterator.skip_iter(self.iter)
+        while self.iter < self.max_iters:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            if self.iter % self.val_interval == 0:
+                self.runner.val_loop.run()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
 
 
 def parameters(runner):
@@ -50,6 +73,34 @@ class TestRandomStateHook:
         np.random.rand(10)
         resumed.train()
         assert_equal(expected, parameters(resumed))
+
+    @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
+    def test_loop_that_lets_its_iterator_skip(self, make_runner, tmp_path, workers):
+        runner = make_runner(HOOKS, workers=workers)
+        runner._train_loop['type'] = 'SkippingLoop'
+        runner.train()
+        path = str(tmp_path / 'work_dir/iter_3.pth')
+        resumed = make_runner(HOOKS, resume=True, load_from=path, workers=workers)
+        resumed._train_loop['type'] = 'SkippingLoop'
+        resumed.train()
+        assert_equal(parameters(runner), parameters(resumed))
+
+    def test_loop_that_skips_nothing(self, make_runner, tmp_path, monkeypatch):
+        """The states belong before the first batch, not before a later one."""
+        make_runner(HOOKS, length=3).train()
+        path = str(tmp_path / 'work_dir/iter_3.pth')
+        resumed = make_runner(HOOKS, resume=True, load_from=path, length=4)
+        resumed._train_loop['type'] = 'SkippingLoop'
+        monkeypatch.setattr(SkippingLoop, 'fast_forward_on_resume', True)
+        restored_at = []
+        monkeypatch.setattr(
+            random_state_hook,
+            '_set_states',
+            lambda states: restored_at.append(resumed.iter),
+        )
+        resumed.train()
+        assert restored_at[0] == 3
+        assert len(restored_at) == 1
 
     def test_without_the_hook_it_is_another_run(self, make_runner, tmp_path):
         """What makes the test above worth something."""
