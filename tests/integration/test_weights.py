@@ -38,4 +38,4 @@ def test_earth(run_tool, earth, results, scalars, tmp_path):
     )
     (record,) = scalars(tmp_path)
     for metric, expected in results('segmentation', EARTH)['the Earth, val'].items():
-        assert record[metric] == pytest.approx(expected, abs=0.1), metric
+        assert record[metric] == pytest.approx(expected, abs=0.5), metric
