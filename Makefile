@@ -1,3 +1,4 @@
+# make show          picture a continent with the trained weights that come along
 # make demo          train MDEQ on satellite images and picture a continent it has not seen
 # make test          the fast tests
 # make test-slow     the others
@@ -25,8 +26,8 @@ ONEDL := .venv-onedl
 LINT := .venv-lint
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: env env-classic env-onedl demo test test-slow test-all test-cuda test-classic \
-	test-onedl check-installs coverage mutation soak docs lint format
+.PHONY: env env-classic env-onedl show demo test test-slow test-all test-cuda \
+	test-classic test-onedl check-installs coverage mutation soak docs lint format
 
 env: $(DEFAULT)/.ready
 
@@ -66,19 +67,29 @@ $(ONEDL)/.ready: requirements/onedl.txt requirements/tests.txt setup.py pyprojec
 	$(ONEDL)/$(PIP_INSTALL) --no-deps --editable .
 	touch $@
 
+PICTURE := --residual --side-by-side --height 6.9 --opacity 1
+
+SHOW := work_dirs/show
+TRAINED := fcn_mdeq-micro_1xb8-600_earth-96x96
+# One thread: two that share a busy core wait for each other.
+show demo: export OMP_NUM_THREADS := 1
+
+show: env
+	$(DEFAULT)/bin/python tools/dataset_converters/earth.py
+	$(DEFAULT)/bin/python tools/analysis_tools/plot_segmentation.py $(TRAINED) $(PICTURE) \
+		--out $(SHOW)/continent.png
+	@echo 'South America: image, land cover, prediction, residual'
+
 DEMO := work_dirs/demo
 SEGMENTOR := configs/segmentation/fcn_mdeq-micro_1xb8-600_earth-96x96.py
 WEIGHTS := $(DEMO)/iter_600.pth
-
-# One thread: two that share a busy core wait for each other.
-demo: export OMP_NUM_THREADS := 1
 
 demo: env
 	$(DEFAULT)/bin/python tools/dataset_converters/earth.py
 	$(DEFAULT)/bin/python tools/train.py $(SEGMENTOR) --work-dir $(DEMO)
 	$(DEFAULT)/bin/python tools/test.py $(SEGMENTOR) $(WEIGHTS) --work-dir $(DEMO)
 	$(DEFAULT)/bin/python tools/analysis_tools/plot_segmentation.py $(SEGMENTOR) $(WEIGHTS) \
-		--residual --side-by-side --height 6.9 --opacity 1 --out $(DEMO)/continent.png
+		$(PICTURE) --out $(DEMO)/continent.png
 	$(DEFAULT)/bin/python tools/analysis_tools/plot_convergence.py $(SEGMENTOR) $(WEIGHTS) \
 		--num-samples 1 --out $(DEMO)/convergence.png
 	@echo

@@ -1,6 +1,8 @@
 """Packaging. Like every OpenMMLab package this one carries its configs and tools, under
-``mdeq_mm/.mim``, which is where ``mim`` looks for them."""
+``mdeq_mm/.mim``, which is where ``mim`` looks for them. The weights that the metafiles
+name are there, too."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mdeq_mm'
-MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+MIM_CONTENT = ('configs', 'tools', 'checkpoints', 'model-index.yml')
 
 
 def add_mim_content(mim: Path, link: bool) -> None:
@@ -28,10 +30,25 @@ def add_mim_content(mim: Path, link: bool) -> None:
         if link:
             target.symlink_to(Path('..', '..', name))
         elif source.is_dir():
-            ignored = shutil.ignore_patterns('__pycache__', '*.pyc')
-            shutil.copytree(source, target, ignore=ignored)
+            shutil.copytree(source, target, ignore=left_out)
         else:
             shutil.copy2(source, target)
+
+
+def left_out(folder: str, names: list) -> set:
+    """Returns what of a folder is not for a package.
+
+    Users put weights of their own into ``checkpoints``.
+    """
+    if Path(folder).name != 'checkpoints':
+        return {name for name in names if name.endswith(('__pycache__', '.pyc'))}
+    metafiles = Path(folder).parent.glob('configs/*/metafile.yml')
+    named = re.findall(
+        r'^ *Weights: *checkpoints/(\S+)$',
+        '\n'.join(path.read_text() for path in metafiles),
+        flags=re.MULTILINE,
+    )
+    return set(names) - set(named)
 
 
 class BuildPy(build_py):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from mdeq_mm.apis import load_config
+from mdeq_mm.apis import list_models, load_config, model_files
 from mdeq_mm.cli import int_of_at_least
 from mdeq_mm.inference import (
     LEAST_TOL,
@@ -41,8 +41,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument(
         'models',
         nargs='+',
-        metavar='CONFIG CHECKPOINT',
-        help='config and checkpoint files, in pairs',
+        metavar='MODEL',
+        help='name of a model that comes with its weights, or a config file and a '
+        'checkpoint file behind it',
     )
     parser.add_argument(
         '--examples',
@@ -78,14 +79,37 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         'ending with an error',
     )
     args = parser.parse_args(argv)
-    if len(args.models) % 2:
-        parser.error(
-            'models must be pairs of a config and a checkpoint, got '
-            f'{len(args.models)} files'
-        )
+    try:
+        args.models = pair_up(args.models)
+    except ValueError as error:
+        parser.error(str(error))
     if args.examples is not None and not args.examples.is_dir():
         parser.error(f'--examples must be a folder, got {args.examples}')
     return args
+
+
+def pair_up(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns config and checkpoint of each model, looked up where it is a name.
+
+    Raises:
+        ValueError: If a name has no weights, or a config no checkpoint behind it.
+    """
+    names = list_models()
+    pairs = []
+    words = iter(models)
+    for word in words:
+        if word in names:
+            pairs.append(model_files(word))
+            continue
+        checkpoint = next(words, None)
+        if checkpoint is None:
+            raise ValueError(
+                'MODEL must be a name, which is one of '
+                f'{", ".join(list_models(trained=True))}, or a config with a '
+                f'checkpoint behind it, got {word} alone'
+            )
+        pairs.append((word, checkpoint))
+    return pairs
 
 
 def import_gradio() -> Any:
@@ -109,7 +133,7 @@ def load_explorers(args: argparse.Namespace) -> dict[str, Explorer]:
     """Loads the models, by the names of their configs."""
     limits = UploadLimits(args.max_bytes, args.max_pixels)
     explorers: dict[str, Explorer] = {}
-    for config, checkpoint in zip(args.models[::2], args.models[1::2]):
+    for config, checkpoint in args.models:
         predictor = Predictor(
             load_config(config), checkpoint, args.device, args.allow_partial
         )

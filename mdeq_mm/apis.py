@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from .checkpoints import load_checkpoint, load_weights
 from .deq import Equilibrium, EquilibriumLayer, equilibrium_layers
-from .model_index import config_path, list_models, register_models
+from .model_index import config_path, list_models, model_files, register_models
 
 __all__ = [
     'build_model',
@@ -39,6 +39,7 @@ __all__ = [
     'list_models',
     'load_config',
     'load_model',
+    'model_files',
     'register_models',
     'single_layer',
     'solving_mode',

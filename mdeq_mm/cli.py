@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from typing import Any
 
 from mmengine.config import DictAction
+
+from .model_index import model_files
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +24,19 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Adds ``config`` and ``checkpoint``, and ``--allow-partial``."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    """Adds ``config`` and ``checkpoint``, and ``--allow-partial``.
+
+    The name of a model whose weights come with this package stands for both.
+    """
+    parser.add_argument(
+        'config', help='config file, or the name of a model that comes with its weights'
+    )
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        action=_Checkpoint,
+        help='checkpoint file, right behind the config; none behind a name',
+    )
     parser.add_argument(
         '--allow-partial',
         action='store_true',
@@ -42,6 +55,24 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
         help='size of the images; default: the size of the data_preprocessor, or '
         '224 224 if it has none',
     )
+
+
+class _Checkpoint(argparse.Action):
+    """Looks up a name that stands alone, in place of a config and a checkpoint."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Any = None,
+    ) -> None:
+        if values is None:
+            try:
+                namespace.config, values = model_files(namespace.config)
+            except ValueError as error:
+                parser.error(f'no checkpoint behind {namespace.config}: {error}')
+        namespace.checkpoint = values
 
 
 def int_of_at_least(least: int) -> Callable[[str], int]:

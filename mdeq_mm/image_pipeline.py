@@ -6,6 +6,7 @@ from os import PathLike
 from typing import Any, Union
 
 import numpy as np
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 
@@ -18,7 +19,8 @@ class ImagePipeline:
     """The pipeline that a config tests with, for images outside of its data set.
 
     Transforms that load something else than the image are left out. No file of the data
-    set is read.
+    set is read. A pipeline that loads no image is for a data set that holds its images,
+    such as MMPretrain's CIFAR10. Those are RGB.
 
     Args:
         cfg (Config): The config.
@@ -35,7 +37,9 @@ class ImagePipeline:
         self.metainfo: dict[str, Any] = dataset.metainfo
         transforms = dataset.pipeline.transforms
         loading = [t for t in transforms if type(t).__name__.startswith('Load')]
-        self._load = [t for t in loading if 'Image' in type(t).__name__]
+        load = [t for t in loading if 'Image' in type(t).__name__]
+        self._takes_rgb = not load
+        self._load = load or [LoadImageFromFile()]
         self._prepare = Compose([t for t in transforms if t not in loading])
 
     def read(self, path: Union[str, PathLike[str]]) -> np.ndarray:
@@ -73,5 +77,7 @@ class ImagePipeline:
         if not isinstance(image, np.ndarray):
             path, image = str(image), self.read(image)
         size = image.shape[:2]
+        if self._takes_rgb:
+            image = np.ascontiguousarray(image[..., ::-1])
         data = dict(img=image, img_shape=size, ori_shape=size, img_path=path)
         return pseudo_collate([self._prepare(data)])

@@ -3,6 +3,7 @@ from argparse import ArgumentParser
 import pytest
 
 from mdeq_mm import cli
+from mdeq_mm.apis import model_files
 
 
 @pytest.fixture
@@ -67,3 +68,33 @@ def test_refused(parser, capsys, options, message):
     with pytest.raises(SystemExit):
         parser.parse_args(['config.py', 'file.pth', *options.split()])
     assert message in capsys.readouterr().err
+
+
+class TestName:
+    """The name of a model that comes with its weights stands for both files."""
+
+    TRAINED = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
+
+    def test_trained(self, parser):
+        args = parser.parse_args([self.TRAINED, '--number', '2'])
+        assert (args.config, args.checkpoint) == model_files(self.TRAINED)
+
+    def test_before_another_argument(self, parser):
+        parser.add_argument('image')
+        args = parser.parse_args([self.TRAINED, 'image.png'])
+        assert (args.config, args.checkpoint) == model_files(self.TRAINED)
+        assert args.image == 'image.png'
+        args = parser.parse_args(['config.py', 'file.pth', 'image.png'])
+        assert (args.config, args.checkpoint) == ('config.py', 'file.pth')
+
+    @pytest.mark.parametrize(
+        ('name', 'message'),
+        [
+            ('mdeq-tiny_1xb64_digits', 'no weights come with the model'),
+            ('config.py', "no checkpoint behind config.py: there is no model 'config"),
+        ],
+    )
+    def test_no_weights(self, parser, capsys, name, message):
+        with pytest.raises(SystemExit):
+            parser.parse_args([name])
+        assert message in capsys.readouterr().err

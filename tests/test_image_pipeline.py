@@ -6,6 +6,7 @@ from mdeq_mm import apis
 from mdeq_mm.image_pipeline import ImagePipeline
 
 CLASSIFIER = 'configs/classification/mdeq-tiny_1xb64_digits.py'
+CIFAR10 = 'configs/classification/mdeq-tiny_1xb64-10e_cifar10.py'
 SEGMENTOR = 'configs/segmentation/fcn_mdeq-micro_1xb4-1500_camvid-192x256.py'
 
 
@@ -71,3 +72,23 @@ def test_no_pipeline(cfg):
     cfg.test_dataloader = None
     with pytest.raises(ValueError, match='must have a test_dataloader'):
         ImagePipeline(cfg)
+
+
+class TestDataSetThatHoldsItsImages:
+    """Its images are RGB, and its pipeline loads none."""
+
+    @pytest.fixture
+    def prepare(self, root):
+        return ImagePipeline(apis.load_config(root / CIFAR10))
+
+    def test_image_of_its_size(self, prepare, path, image):
+        """It is what the pipeline would get from the data set."""
+        small = image[:32, :32]
+        (inputs,) = prepare(small)['inputs']
+        assert np.array_equal(inputs.permute(1, 2, 0), small[..., ::-1])
+        assert np.array_equal(prepare.read(path), image)
+        assert prepare.metainfo['classes'][3] == 'cat'
+
+    def test_image_of_another_size(self, prepare, path):
+        (inputs,) = prepare(path)['inputs']
+        assert inputs.shape == (3, 32, 32)

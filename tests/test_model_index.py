@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 import sys
 from importlib.util import find_spec
@@ -6,18 +7,25 @@ from pathlib import Path
 import mmpretrain
 import numpy as np
 import pytest
+import torch
 import yaml
 from mmengine.config import Config
 from mmpretrain.apis import ModelHub
-from mmseg.apis import MMSegInferencer
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 from modelindex.load_model_index import load as load_model_index
 
 from mdeq_mm import apis, model_index
+from mdeq_mm.checkpoints import load_checkpoint
 from mdeq_mm.models import MDEQ
 
 pytestmark = pytest.mark.versions
 CLASSIFIER = 'mdeq-tiny_1xb64_digits'
 SEGMENTOR = 'fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64'
+TRAINED = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
+MAX_BYTES = 4_000_000  # of all weights in the package
+# What a file tells of its training, beside the weights.
+META = {'dataset_meta', 'epoch', 'iter', 'mdeq_mm_version', 'mmengine_version'}
+META |= {'seed', 'time'}
 
 
 def metafiles(root):
@@ -35,6 +43,8 @@ class TestNames:
         assert apis.list_models('mdeq-tiny_1xb64') == [CLASSIFIER]
         assert apis.list_models('fcn_mdeq*digit-scenes') == [SEGMENTOR]
         assert apis.list_models('resnet') == []
+        assert apis.list_models('fcn_mdeq*earth', trained=True) == [TRAINED]
+        assert apis.list_models(SEGMENTOR, trained=True) == []
 
     def test_config_path(self, root):
         for name in apis.list_models():
@@ -57,10 +67,10 @@ class TestNames:
         mim = tmp_path if kind == 'checkout' else package / '.mim'
         mim.mkdir(parents=True, exist_ok=True)
         package.mkdir(exist_ok=True)
-        for name in ('configs', 'model-index.yml'):
+        for name in ('configs', 'checkpoints', 'model-index.yml'):
             if kind == 'editable':
                 (mim / name).symlink_to(root / name)
-            elif name == 'configs':
+            elif (root / name).is_dir():
                 shutil.copytree(root / name, mim / name)
             else:
                 shutil.copy(root / name, mim / name)
@@ -68,6 +78,58 @@ class TestNames:
         path = apis.config_path(SEGMENTOR)
         assert path.startswith(str(mim))
         assert Config.fromfile(path).default_scope == 'mmseg'
+        for path in apis.model_files(TRAINED):
+            assert path.startswith(str(mim))
+            assert Path(path).is_file()
+
+
+class TestModelFiles:
+    """Config and weights of a model that comes with its weights."""
+
+    def test_model_without_weights(self):
+        with pytest.raises(ValueError, match=f'no weights come .* {SEGMENTOR!r}') as e:
+            apis.model_files(SEGMENTOR)
+        assert TRAINED in str(e.value)
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match='there is no model'):
+            apis.model_files('mdeq')
+
+    @pytest.mark.parametrize('name', apis.list_models(trained=True))
+    def test_digest(self, root, name):
+        (entry,) = (
+            model
+            for _, models in metafiles(root)
+            for model in models
+            if model['Name'] == name
+        )
+        config, weights = apis.model_files(name)
+        assert config == apis.config_path(name)
+        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+        assert entry['Metadata']['SHA256'] == digest
+        stem, _, short = Path(weights).stem.rpartition('-')
+        assert digest.startswith(short)
+        date = entry['Metadata']['Training Date'].replace('-', '')
+        assert stem == f'{name}_{date}'
+
+    @pytest.mark.parametrize('name', apis.list_models(trained=True))
+    def test_weights_alone(self, name):
+        """Any reader takes the file, and it names no path of another machine."""
+        config, weights = apis.model_files(name)
+        content = torch.load(weights, weights_only=True)
+        assert content.keys() == load_checkpoint(weights).keys()
+        assert set(content) == {'meta', 'state_dict'}
+        assert set(content['meta']) == META
+        assert content['meta']['dataset_meta']['classes']
+        cfg = Config.fromfile(config)
+        state_dict = apis.load_model(cfg, weights, 'cpu').state_dict()
+        assert state_dict.keys() == content['state_dict'].keys()
+        for key, tensor in state_dict.items():
+            assert tensor.dtype == content['state_dict'][key].dtype, key
+
+    def test_size(self):
+        paths = [apis.model_files(name)[1] for name in apis.list_models(trained=True)]
+        assert sum(Path(path).stat().st_size for path in paths) <= MAX_BYTES
 
 
 @pytest.fixture
@@ -96,6 +158,31 @@ class TestRegisterModels:
         assert model._metainfo.name == CLASSIFIER
         with pytest.warns(UserWarning, match='Unable to find pre-defined checkpoint'):
             mmpretrain.get_model(CLASSIFIER, pretrained=True)
+
+    def test_weights(self, hub, root, tmp_path, monkeypatch):
+        """``pretrained=True`` takes the weights that come with the package."""
+        shutil.copytree(root / 'configs', tmp_path / 'configs')
+        shutil.copy(root / 'model-index.yml', tmp_path)
+        metafile = tmp_path / 'configs/classification/metafile.yml'
+        index = yaml.safe_load(metafile.read_text())
+        for model in index['Models']:
+            model['Weights'] = 'model.pth' if model['Name'] == CLASSIFIER else None
+        metafile.write_text(yaml.safe_dump(index))
+        monkeypatch.setattr(model_index, '__file__', str(tmp_path / 'mdeq_mm/x.py'))
+        config = apis.load_config(apis.config_path(CLASSIFIER))
+        expected = apis.build_model(config).state_dict()
+        torch.save(dict(state_dict=expected), tmp_path / 'model.pth')
+
+        apis.register_models()
+        monkeypatch.chdir(tmp_path / 'configs')
+        model = mmpretrain.get_model(CLASSIFIER, pretrained=True)
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, expected[key]), key
+        inferencer = mmpretrain.ImageClassificationInferencer(
+            *apis.model_files(CLASSIFIER), device='cpu'
+        )
+        weight = inferencer.model.head.fc.weight
+        assert torch.equal(weight, expected['head.fc.weight'])
 
     def test_inferencer(self, hub):
         apis.register_models()
@@ -132,6 +219,17 @@ def test_segmentation_inferencer():
     inferencer = MMSegInferencer(apis.config_path(SEGMENTOR), device='cpu')
     result = inferencer(np.zeros((64, 64, 3), np.uint8))
     assert result['predictions'].shape == (64, 64)
+
+
+def test_trained_segmentor():
+    """Both interfaces of mmseg take what ``model_files`` returns, and agree."""
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    inferencer = MMSegInferencer(*apis.model_files(TRAINED), device='cpu')
+    model = init_model(*apis.model_files(TRAINED), device='cpu')
+    assert model.dataset_meta['classes'][0] == 'water'
+    assert model.dataset_meta.items() >= inferencer.model.dataset_meta.items()
+    labels = inference_model(model, image).pred_sem_seg.data[0].numpy()
+    assert (inferencer(image)['predictions'] == labels).all()
 
 
 class TestMetafiles:

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     'apis': {'checkpoints', 'deq', 'model_index'},
     'image_pipeline': {'apis'},
     'anytime': {'apis', 'deq', 'image_pipeline'},
-    'cli': set(),
+    'cli': {'model_index'},
     'dataset_check': {'apis'},
     'benchmark': {'anytime', 'apis', 'deq'},
     'deploy': {'apis', 'benchmark', 'deq'},

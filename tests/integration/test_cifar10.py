@@ -1,8 +1,5 @@
 """The official CIFAR-10 recipe on the stock data set, cut short."""
 
-import lzma
-import shutil
-
 import pytest
 import torch
 
@@ -10,21 +7,6 @@ from ..isolation import NO_WORKERS
 
 pytestmark = pytest.mark.slow
 CONFIG = 'classification/mdeq-tiny_2xb64_cifar10.py'
-
-
-@pytest.fixture(scope='module')
-def cifar10(shared, tmp_path_factory):
-    """A folder with the data under ``data/cifar10``, as torchvision unpacks it."""
-    workplace = tmp_path_factory.mktemp('cifar10')
-    batches = workplace / 'data/cifar10/cifar-10-batches-py'
-    batches.mkdir(parents=True)
-    for path in (shared / 'data/cifar10/cifar-10-batches-py').iterdir():
-        if path.suffix == '.xz':
-            with lzma.open(path) as source, (batches / path.stem).open('wb') as target:
-                shutil.copyfileobj(source, target)
-        else:
-            shutil.copy(path, batches)
-    return workplace
 
 
 def test_train_and_evaluate(run_tool, root, cifar10, tmp_path, scalars):

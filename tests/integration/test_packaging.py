@@ -4,9 +4,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+
+from mdeq_mm import apis
 
 pytestmark = pytest.mark.versions
 CONFIG = 'configs/classification/mdeq-tiny_1xb64_digits.py'
@@ -18,6 +21,10 @@ CONTENT = (
     'tools/dist_train.sh',
     'tools/dataset_converters/digits.py',
     'configs/_base_/models/fcn_mdeq-small.py',
+    *(
+        f'checkpoints/{Path(apis.model_files(name)[1]).name}'
+        for name in apis.list_models(trained=True)
+    ),
     CONFIG,
     SEGMENTOR,
 )
@@ -51,6 +58,8 @@ def source(root, tmp_path_factory):
         if (root / name).is_file():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes((root / name).read_bytes())
+    # Users put weights of their own there.
+    (path / 'checkpoints/mine.pth').touch()
     return path
 
 
@@ -81,6 +90,9 @@ def test_wheel(wheel, root):
     assert 'mdeq_mm/deq/solvers/broyden.py' in names
     assert not any(name.startswith(('tests/', 'tools/', 'configs/')) for name in names)
     assert not any('__pycache__' in name for name in names)
+    assert sum('.mim/checkpoints/' in name for name in names) == len(
+        apis.list_models(trained=True)
+    )
 
 
 def test_sdist(source, wheel, tmp_path):
@@ -99,7 +111,7 @@ def test_sdist(source, wheel, tmp_path):
 def test_editable_installation(root):
     """What `make env` has installed."""
     mim = root / 'mdeq_mm/.mim'
-    for name in ('configs', 'tools', 'model-index.yml'):
+    for name in ('configs', 'tools', 'checkpoints', 'model-index.yml'):
         assert (mim / name).samefile(root / name)
 
 
