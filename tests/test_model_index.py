@@ -40,9 +40,9 @@ class TestNames:
         assert {CLASSIFIER, SEGMENTOR} <= set(names)
 
     def test_pattern(self):
-        assert apis.list_models('mdeq-tiny_1xb64') == [CLASSIFIER]
+        assert apis.list_models('mdeq-tiny_1xb64_') == [CLASSIFIER]
         assert apis.list_models('fcn_mdeq*digit-scenes') == [SEGMENTOR]
-        assert apis.list_models('resnet') == []
+        assert apis.list_models('resnet50') == []
         assert apis.list_models('fcn_mdeq*earth', trained=True) == [TRAINED]
         assert apis.list_models(SEGMENTOR, trained=True) == []
 
