@@ -121,6 +121,13 @@ def test_limits(predictor, path):
         Explorer(predictor)(path, 1e-3, 5)
 
 
+def test_sliver(make_predictor, path):
+    """The picture of a classifier has sides of 256 pixels at least."""
+    cv2.imwrite(str(path), np.zeros((16, 20000, 3), np.uint8))
+    with pytest.raises(ValueError, match='at most 20 times as long as the other'):
+        Explorer(make_predictor(CLASSIFIER))(path, 1e-3, 1)
+
+
 def test_image_that_is_too_small(explore, path):
     cv2.imwrite(str(path), np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(ValueError, match='.'):
