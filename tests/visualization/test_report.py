@@ -86,6 +86,11 @@ class TestWriteReport:
         assert not {'a', 'b'} & {*page.tags}
         assert 'background: rgb(1, 2, 3)' in path.read_text()
 
+    @pytest.mark.parametrize('name', ['$x_{$', '$$'])
+    def test_names_are_no_formulas(self, tmp_path, case, name):
+        *_, path = write_report(tmp_path, {name: case, 'b': case}, 'an image')
+        assert name in Page(path.read_text()).text
+
     def test_two_cases(self, tmp_path, case):
         *_, path = write_report(tmp_path, {'one': case, 'two': case}, 'an image')
         page = Page(path.read_text())
