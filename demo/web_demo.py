@@ -115,7 +115,8 @@ def load_explorers(args: argparse.Namespace) -> dict[str, Explorer]:
         )
         name = Path(config).stem
         if name in explorers:
-            name = f'{name}, {checkpoint}'
+            # Visitors need not know where files are.
+            name = f'{name}, {Path(checkpoint).name}'
         explorers[name] = Explorer(predictor, limits)
     return explorers
 

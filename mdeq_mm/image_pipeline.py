@@ -35,6 +35,7 @@ class ImagePipeline:
         self.metainfo: dict[str, Any] = dataset.metainfo
         transforms = dataset.pipeline.transforms
         loading = [t for t in transforms if type(t).__name__.startswith('Load')]
+        self._names = [type(t).__name__ for t in transforms]
         self._load = [t for t in loading if 'Image' in type(t).__name__]
         self._prepare = Compose([t for t in transforms if t not in loading])
 
@@ -50,8 +51,15 @@ class ImagePipeline:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file cannot be read as an image.
+            ValueError: If the file cannot be read as an image, or the pipeline loads
+                none because its data set has the images in memory.
         """
+        if not self._load:
+            raise ValueError(
+                'the pipeline in test_dataloader.dataset must load images, as '
+                'LoadImageFromFile does, in the order of channels that the model is '
+                f'trained with, got {self._names}'
+            )
         data: dict[str, Any] = dict(img_path=str(path))
         try:
             for load in self._load:

@@ -67,6 +67,15 @@ def test_no_image(cfg, path):
         ImagePipeline(cfg).read(path.with_name('no.png'))
 
 
+def test_images_in_memory(root, path, image):
+    """Nobody knows in which order the model wants the channels of a file."""
+    config = 'configs/classification/mdeq-tiny_2xb64_cifar10.py'
+    pipeline = ImagePipeline(apis.load_config(root / config))
+    with pytest.raises(ValueError, match=r"must load images.* got \['PackInputs'\]"):
+        pipeline.read(path)
+    assert pipeline(image)['inputs'][0].shape == (3, 60, 100)
+
+
 def test_no_pipeline(cfg):
     cfg.test_dataloader = None
     with pytest.raises(ValueError, match='must have a test_dataloader'):

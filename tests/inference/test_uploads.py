@@ -60,7 +60,9 @@ def test_far_too_many_pixels(path):
         UploadLimits().check(path)
 
 
-@pytest.mark.parametrize(('size', 'long', 'short'), [((9, 2), 9, 2), ((1, 800), 800, 1)])
+@pytest.mark.parametrize(
+    ('size', 'long', 'short'), [((9, 2), 9, 2), ((1, 800), 800, 1)]
+)
 def test_sliver(path, size, long, short):
     """What scales the shorter side of such an image up would need all memory."""
     path.write_bytes(png_header(*size))
