@@ -117,7 +117,10 @@ def load_explorers(args: argparse.Namespace) -> dict[str, Explorer]:
         if name in explorers:
             # Visitors need not know where files are.
             name = f'{name}, {Path(checkpoint).name}'
-        explorers[name] = Explorer(predictor, limits)
+        try:
+            explorers[name] = Explorer(predictor, limits)
+        except ValueError as error:
+            raise ValueError(f'{config} with {checkpoint}: {error}') from error
     return explorers
 
 

@@ -82,7 +82,8 @@ def test_models_by_name(tool, models):
 
 
 def test_model_without_equilibrium(tool, save_model):
-    with pytest.raises(ValueError, match='with an equilibrium layer is needed'):
+    message = r'\.py with .*\.pth: a model with an equilibrium layer is needed'
+    with pytest.raises(ValueError, match=message):
         tool.load_explorers(tool.parse_args(save_model(RESNET)))
 
 
