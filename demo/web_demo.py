@@ -139,8 +139,12 @@ def load_explorers(args: argparse.Namespace) -> dict[str, Explorer]:
         )
         name = Path(config).stem
         if name in explorers:
-            name = f'{name}, {checkpoint}'
-        explorers[name] = Explorer(predictor, limits)
+            # Visitors need not know where files are.
+            name = f'{name}, {Path(checkpoint).name}'
+        try:
+            explorers[name] = Explorer(predictor, limits)
+        except ValueError as error:
+            raise ValueError(f'{config} with {checkpoint}: {error}') from error
     return explorers
 
 

@@ -103,7 +103,7 @@ def export(
         ImportError: If a package is missing.
         RuntimeError: If torch is too old, cannot record the network, or the file
             computes something else.
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or the network computes NaN.
     """
     check_requirements(file_format)
     dynamic = network.dynamic if dynamic is None else dynamic
@@ -113,6 +113,10 @@ def export(
         raise ValueError(
             f'dynamic must be some of {network.dynamic} for a model with '
             f'align_corners=True, got {tuple(dynamic)}'
+        )
+    if not network(images).isfinite().all():
+        raise ValueError(
+            'network must have finite logits, those of images are NaN or infinite'
         )
     program = record(network, images, dynamic)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +237,8 @@ def compare(
 
 def relative_difference(logits: Tensor, expected: Tensor) -> float:
     """Returns the largest difference, relative to the largest of ``expected``."""
-    return float((logits - expected).abs().max() / expected.abs().max())
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((logits - expected).abs().max() / scale)
 
 
 def _batches(

@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from ..anytime import equilibrium_of, prediction_budget
 from ..apis import single_layer
 from ..deq.checks import check_int, check_number
-from ..visualization import convergence_figure
+from ..visualization import convergence_figure, css_colour
 from .predictor import Predictor, Solve
 from .uploads import UploadLimits
 
 # What a visitor may ask for.
 MOST_EVALS = 100
-LEAST_TOL = 1e-6
+LEAST_TOL, MOST_TOL = 1e-6, 1.0
 # Classes in the legend.
 NUM_CLASSES = dict(mmseg=20, mmpretrain=5)
 
@@ -65,7 +65,7 @@ class Explorer:
             the limits that this class has without arguments.
 
     Attributes:
-        tol (float): The tolerance as configured, at least 1e-6.
+        tol (float): The tolerance as configured, from 1e-6 to 1.
         max_evals (int): The budget as configured, at most 100.
 
     Raises:
@@ -77,7 +77,7 @@ class Explorer:
         self, predictor: Predictor, limits: Optional[UploadLimits] = None
     ) -> None:
         solver = equilibrium_of(single_layer(predictor.model)).solver
-        self.tol = max(solver.tol, LEAST_TOL)
+        self.tol = min(max(solver.tol, LEAST_TOL), MOST_TOL)
         self.max_evals = min(solver.max_evals, MOST_EVALS)
         self._stop_mode = solver.stop_mode
         self._predictor = predictor
@@ -99,7 +99,7 @@ class Explorer:
             ValueError: If an argument is out of its range, the file is refused, or the
                 model cannot take an image of that size.
         """
-        check_number('tol', tol, least=LEAST_TOL, most=1)
+        check_number('tol', tol, least=LEAST_TOL, most=MOST_TOL)
         check_int('max_evals', max_evals, 1)
         check_number('max_evals', max_evals, most=MOST_EVALS)
         self._limits.check(path)
@@ -133,7 +133,7 @@ def shares_as_html(
         _ROW.format(
             name=html.escape(name),
             share=share,
-            colour='rgb({},{},{})'.format(*map(int, colours.get(name, (128,) * 3))),
+            colour=css_colour(colours.get(name, (128,) * 3)),
         )
         for name, share in shares
     ]

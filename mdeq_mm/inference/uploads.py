@@ -22,6 +22,9 @@ class UploadLimits:
         max_bytes (int): Bytes of the file. Defaults to 10,000,000.
         max_pixels (int): Pixels of the image, height times width. Defaults to
             4,000,000.
+        max_aspect (int): How many times longer one side of the image may be than the
+            other. Pipelines and pictures scale the shorter side up to a fixed length,
+            and the longer one with it. Defaults to 20.
 
     Raises:
         ValueError: If a limit is not a positive integer.
@@ -29,10 +32,12 @@ class UploadLimits:
 
     max_bytes: int = 10_000_000
     max_pixels: int = 4_000_000
+    max_aspect: int = 20
 
     def __post_init__(self) -> None:
         check_int('max_bytes', self.max_bytes, 1)
         check_int('max_pixels', self.max_pixels, 1)
+        check_int('max_aspect', self.max_aspect, 1)
 
     def check(self, path: Union[str, PathLike[str]]) -> None:
         """Checks a file by its size and by its header, before any pixel is decoded.
@@ -41,8 +46,9 @@ class UploadLimits:
             path (str or Path): The file.
 
         Raises:
-            ValueError: If the file or the image is too large, or the file is no image
-                in one of :data:`FORMATS`.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file or the image is too large, the image is a sliver, or
+                the file is no image in one of :data:`FORMATS`.
         """
         n_bytes = Path(path).stat().st_size
         if n_bytes > self.max_bytes:
@@ -52,6 +58,12 @@ class UploadLimits:
         width, height = self._size_of(path)
         if width * height > self.max_pixels:
             raise ValueError(f'{self._most_pixels}, got {width} x {height}')
+        short, long = sorted((width, height))
+        if long > self.max_aspect * short:
+            raise ValueError(
+                f'a side of the image must be at most {self.max_aspect} times as long '
+                f'as the other, got {long} and {short} pixels'
+            )
 
     def _size_of(self, path: Union[str, PathLike[str]]) -> tuple[int, int]:
         """Returns width and height that the header of an image file names."""

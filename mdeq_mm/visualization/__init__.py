@@ -16,7 +16,7 @@ from .pictures import (
     picture_slow_places,
     principal_colours,
 )
-from .report import ReportCase, write_report
+from .report import ReportCase, css_colour, write_report
 from .residuals import (
     draw_residual_maps,
     recorded_residuals,
@@ -38,6 +38,7 @@ __all__ = [
     'Step',
     'color_flag',
     'convergence_figure',
+    'css_colour',
     'draw_convergence',
     'draw_residual_maps',
     'examine',

@@ -121,7 +121,8 @@ def picture_features(solves: Mapping[str, Examination]) -> np.ndarray:
             axes.set_title(step.name, fontsize=9)
         middle = block[0, (len(solve.steps) - 1) // 2]
         if name:
-            middle.set_title(f'{name}\n\n{middle.get_title()}', fontsize=9)
+            title = f'{name}\n\n{middle.get_title()}'
+            middle.set_title(title, fontsize=9, parse_math=False)
         _draw_branches(block[:-1], solve, ends)
         block[-1, 0].set_ylabel('residual', fontsize=9)
         places += list(block[-1, : len(solve.steps)])
@@ -156,7 +157,7 @@ def picture_slow_places(solves: Mapping[str, Examination]) -> np.ndarray:
         grid[0].set_title('what the model sees', fontsize=10)
     places = grid[-len(solves) :]
     for axes, name in zip(places, solves):
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name, fontsize=10, parse_math=False)
     draw_residual_maps(figure, places, maps, [size] * len(maps))
     return _render(figure)
 
@@ -175,7 +176,8 @@ def principal_colours(
         list[np.ndarray]: RGB of each map, in [0, 1], ``(H, W, 3)``. With fewer than
         three channels the colours that are left are 0.5, and so is what is not finite.
     """
-    places = np.nan_to_num(np.concatenate([_rows(end) for end in ends]))
+    places = np.concatenate([_rows(end) for end in ends])
+    places = np.where(np.isfinite(places), places, 0)
     centre = places.mean(0)
     covariance = (places - centre).T @ (places - centre)
     directions = np.linalg.eigh(covariance)[1][:, :-4:-1]
@@ -184,8 +186,10 @@ def principal_colours(
     pictures = []
     for feature in features:
         colours = np.full((feature[0].size, 3), 0.5)
-        values = ((_rows(feature) - centre) @ directions - low) / span
-        colours[:, : values.shape[1]] = np.nan_to_num(values, nan=0.5).clip(0, 1)
+        rows = _rows(feature)
+        known = np.isfinite(rows).all(1)
+        values = ((rows[known] - centre) @ directions - low) / span
+        colours[known, : values.shape[1]] = values.clip(0, 1)
         pictures.append(colours.reshape(*feature.shape[1:], 3))
     return pictures
 
@@ -215,7 +219,7 @@ def _side_by_side(
     grid = figure.subplots(1, len(solves), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (name, solve) in zip(grid, solves.items()):
         draw(axes, solve)
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name, fontsize=10, parse_math=False)
     return _render(figure)
 
 

@@ -137,6 +137,18 @@ def write_report(
     return [folder / name for name in contents]
 
 
+def css_colour(colour: Sequence[int]) -> str:
+    """Writes an RGB colour, 0 to 255, for a style of a page.
+
+    Colours come from checkpoints, so nothing but numbers gets into the page.
+
+    Raises:
+        ValueError: If a part of it is no number.
+    """
+    red, green, blue = map(int, colour)
+    return f'rgb({red}, {green}, {blue})'
+
+
 def _page(
     cases: Mapping[str, ReportCase],
     title: str,
@@ -166,8 +178,8 @@ def _classes(case: ReportCase) -> str:
     for name, share in case.shares:
         chip = ''
         if name in case.colours:
-            colour = ', '.join(map(str, case.colours[name]))
-            chip = f'<span class="chip" style="background: rgb({colour})"></span>'
+            colour = css_colour(case.colours[name])
+            chip = f'<span class="chip" style="background: {colour}"></span>'
         rows.append(f'<br>{chip}{share:.1%} {escape(name)}')
     return ''.join(rows)
 

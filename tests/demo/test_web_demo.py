@@ -88,11 +88,16 @@ def test_models_by_name(tool, models):
     args = tool.parse_args([*models, *models[:2], '--max-pixels', '100'])
     explorers = tool.load_explorers(args)
     stem = Path(SEGMENTOR).stem
-    assert list(explorers) == [stem, Path(CLASSIFIER).stem, f'{stem}, {models[1]}']
+    assert list(explorers) == [
+        stem,
+        Path(CLASSIFIER).stem,
+        f'{stem}, {Path(models[1]).name}',
+    ]
 
 
 def test_model_without_equilibrium(tool, save_model):
-    with pytest.raises(ValueError, match='with an equilibrium layer is needed'):
+    message = r'\.py with .*\.pth: a model with an equilibrium layer is needed'
+    with pytest.raises(ValueError, match=message):
         tool.load_explorers(tool.parse_args(save_model(RESNET)))
 
 

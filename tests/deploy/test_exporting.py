@@ -94,6 +94,17 @@ class TestComparison:
     def test_difference_is_relative(self):
         expected = torch.tensor([[0.0, -20.0, 10.0]])
         assert relative_difference(expected + 1, expected) == pytest.approx(0.05)
+        zero = torch.zeros(1, 3)
+        assert relative_difference(zero, zero) == 0
+        assert relative_difference(zero + 1, zero) > 1
+
+    def test_nan(self, make_network, tmp_path, monkeypatch):
+        stand_in(monkeypatch)
+        network = make_network('classifier')
+        network.model.head.fc.bias.fill_(torch.nan)
+        with pytest.raises(ValueError, match='must have finite logits'):
+            export(network, tmp_path / 'new/model.onnx', network.example(1, 12, 16))
+        assert not (tmp_path / 'new').exists()
 
 
 class TestRequirements:

@@ -45,7 +45,7 @@ def test_segmentation(explore, predictor, path):
     prediction = predictor(predictor.read(path))
     for name, _ in predictor.shares(prediction, 11):
         assert f'>{name}</span>' in found.legend
-        assert 'rgb({},{},{})'.format(*predictor.colours[name]) in found.legend
+        assert 'rgb({}, {}, {})'.format(*predictor.colours[name]) in found.legend
     assert len(line_of(found)) == evals_of(found)
 
 
@@ -79,6 +79,8 @@ def test_settings_of_the_model(explore, make_predictor):
     }
     beyond = Explorer(make_predictor(**options))
     assert (beyond.tol, beyond.max_evals) == (1e-6, 100)
+    options['model.backbone.forward_solver.tol'] = 5.0
+    assert Explorer(make_predictor(**options)).tol == 1
 
 
 def test_one_at_a_time(explore, predictor, path):
@@ -121,6 +123,13 @@ def test_limits(predictor, path):
         Explorer(predictor)(path, 1e-3, 5)
 
 
+def test_sliver(make_predictor, path):
+    """The picture of a classifier has sides of 256 pixels at least."""
+    cv2.imwrite(str(path), np.zeros((16, 20000, 3), np.uint8))
+    with pytest.raises(ValueError, match='at most 20 times as long as the other'):
+        Explorer(make_predictor(CLASSIFIER))(path, 1e-3, 1)
+
+
 def test_image_that_is_too_small(explore, path):
     cv2.imwrite(str(path), np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(ValueError, match='.'):
@@ -140,5 +149,5 @@ def test_names_are_no_markup():
     text = shares_as_html([('<b>road</b>', 0.75), ('sky', 0.25)], dict(sky=(1, 2, 3)))
     assert '<b>' not in text
     assert '&lt;b&gt;road' in text
-    assert re.findall(r'rgb\(.*?\)', text) == ['rgb(128,128,128)', 'rgb(1,2,3)']
+    assert re.findall(r'rgb\(.*?\)', text) == ['rgb(128, 128, 128)', 'rgb(1, 2, 3)']
     assert 'width:75.00%' in text

@@ -60,6 +60,19 @@ def test_far_too_many_pixels(path):
         UploadLimits().check(path)
 
 
+@pytest.mark.parametrize(
+    ('size', 'long', 'short'), [((9, 2), 9, 2), ((1, 800), 800, 1)]
+)
+def test_sliver(path, size, long, short):
+    """What scales the shorter side of such an image up would need all memory."""
+    path.write_bytes(png_header(*size))
+    message = f'at most 4 times as long as the other, got {long} and {short} pixels'
+    with pytest.raises(ValueError, match=message):
+        UploadLimits(max_aspect=4).check(path)
+    path.write_bytes(png_header(8, 2))
+    UploadLimits(max_aspect=4).check(path)
+
+
 @pytest.mark.parametrize('name', NO_IMAGE)
 def test_no_image(path, name):
     path.write_bytes(NO_IMAGE[name])
@@ -73,7 +86,7 @@ def test_other_formats(path):
         UploadLimits().check(path)
 
 
-@pytest.mark.parametrize('name', ['max_bytes', 'max_pixels'])
+@pytest.mark.parametrize('name', ['max_bytes', 'max_pixels', 'max_aspect'])
 def test_bad_limits(name):
     with pytest.raises(ValueError, match=f'{name} must be .* got 0'):
         UploadLimits(**{name: 0})

@@ -115,9 +115,10 @@ class TestPrincipalColours:
         assert (colours[..., channels:] == 0.5).all()
         assert (colours[..., :channels] != 0.5).any()
 
-    def test_not_finite(self):
+    @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+    def test_not_finite(self, value):
         feature = np.random.rand(4, 3, 5)
-        feature[:, 0, 0] = np.nan
+        feature[:, 0, 0] = value
         (colours,) = principal_colours([feature], [feature])
         assert (colours[0, 0] == 0.5).all()
         assert np.isfinite(colours).all()

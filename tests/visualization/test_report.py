@@ -1,5 +1,6 @@
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import cv2
@@ -85,6 +86,18 @@ class TestWriteReport:
         assert '1 < 2' in page.text
         assert not {'a', 'b'} & {*page.tags}
         assert 'background: rgb(1, 2, 3)' in path.read_text()
+
+    def test_colours_are_no_markup(self, tmp_path, case):
+        """They come from a checkpoint, which may be a stranger's."""
+        colours = {'<b>': ('0)"><script>alert(1)</script>', 0, 0)}
+        with pytest.raises(ValueError, match='script'):
+            write_report(tmp_path, {'a': replace(case, colours=colours)}, 'an image')
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize('name', ['$x_{$', '$$'])
+    def test_names_are_no_formulas(self, tmp_path, case, name):
+        *_, path = write_report(tmp_path, {name: case, 'b': case}, 'an image')
+        assert name in Page(path.read_text()).text
 
     def test_two_cases(self, tmp_path, case):
         *_, path = write_report(tmp_path, {'one': case, 'two': case}, 'an image')

@@ -89,6 +89,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     suffix = FORMATS[args.format]
     if args.out.suffix != suffix:
         parser.error(f'--out must end in {suffix}, got {args.out}')
+    if args.out.is_dir():
+        parser.error(f'--out must be a file, got the folder {args.out}')
     return args
 
 

@@ -68,6 +68,14 @@ def test_classifier(export, monkeypatch, unrolled):
     assert lines[2].endswith('is 0.0e+00 of the largest logit') == unrolled
 
 
+def test_out_is_a_folder(tool, tmp_path, capsys):
+    folder = tmp_path / 'model.onnx'
+    folder.mkdir()
+    with pytest.raises(SystemExit):
+        tool.parse_args(['config', 'a.pth', '--out', str(folder)])
+    assert '--out must be a file, got the folder' in capsys.readouterr().err
+
+
 def test_wrong_file_is_not_written(export, monkeypatch, tmp_path):
     stand_in(monkeypatch, 1.01)
     with pytest.raises(RuntimeError, match='not written'):
