@@ -9,6 +9,7 @@ from typing import Optional, Union
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..benchmark import BudgetedTest
 from .convergence import LABELS
@@ -59,6 +60,7 @@ def plot_budgets(
     seconds.set_ylim(bottom=0)
     for axes in (accuracy, residual, seconds):
         axes.set_xlabel('evaluations of $f$ at most')
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if mark is not None:
             axes.axvline(mark, color='black', linestyle=':', linewidth=0.8)
