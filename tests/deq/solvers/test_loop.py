@@ -222,6 +222,35 @@ class TestRange:
             torch.testing.assert_close(solution.residual, expected, rtol=1e-5, atol=0)
 
 
+def test_autocast_reaches_nothing_of_a_method():
+    """Not even a product of matrices, which would be in bfloat16."""
+    seen = {}
+
+    class Products(PicardSolver):
+        def note(self, name, z):
+            seen.setdefault(name, set()).add((z @ z.T).dtype)
+
+        def init(self, z0):
+            self.note('init', z0)
+            return super().init(z0)
+
+        def residual(self, state, z, fz):
+            self.note('residual', z)
+            return super().residual(state, z, fz)
+
+        def step(self, state, z, fz, g):
+            self.note('step', z)
+            return super().step(state, z, fz, g)
+
+        def inverse_jacobian(self, state):
+            self.note('inverse_jacobian', torch.ones(2, 2))
+
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        Products(max_evals=3, tol=0).solve(torch.cos, torch.zeros(2, 3))
+    names = ('init', 'residual', 'step', 'inverse_jacobian')
+    assert seen == dict.fromkeys(names, {torch.float32})
+
+
 class TestRecording:
     """What would record a solve step by step gets an error instead of a wrong value."""
 
