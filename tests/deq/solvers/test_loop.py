@@ -226,7 +226,7 @@ def test_autocast_reaches_nothing_of_a_method():
     """Not even a product of matrices, which would be in bfloat16."""
     seen = {}
 
-    class Products(PicardSolver):
+    class Products(Halfway):
         def note(self, name, z):
             seen.setdefault(name, set()).add((z @ z.T).dtype)
 
@@ -248,7 +248,7 @@ def test_autocast_reaches_nothing_of_a_method():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         Products(max_evals=3, tol=0).solve(torch.cos, torch.zeros(2, 3))
     names = ('init', 'residual', 'step', 'inverse_jacobian')
-    assert seen == dict.fromkeys(names, {torch.float32})
+    assert seen == {name: {torch.float32} for name in names}
 
 
 class TestRecording:
