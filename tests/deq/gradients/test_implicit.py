@@ -299,9 +299,11 @@ class TestScaling:
 
 
 class TestSamples:
+    @pytest.mark.parametrize('guess', ['GradientGuess', 'InverseJacobianGuess'])
     @pytest.mark.parametrize('value', [float('inf'), -float('inf'), float('nan')])
-    def test_gradient_that_is_not_finite(self, problem, run, gradient, value):
+    def test_gradient_that_is_not_finite(self, problem, run, value, guess):
         """It passes through; the other samples are solved as without it."""
+        gradient = ImplicitGradient(BroydenSolver(200, 1e-12), dict(type=guess))
         cotangent = problem.weight.clone()
         cotangent[1, 2] = value
         state = run(gradient, problem.f, problem.z0).state

@@ -3,6 +3,7 @@ import io
 
 import pytest
 import torch
+from mmengine.utils import digit_version
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
@@ -474,6 +475,31 @@ class TestHalfPrecision:
             )
         cosine = torch.cosine_similarity(*gradients.values(), dim=0)
         assert cosine > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.5'),
+    reason='torch before 2.5 compiles less of Python',
+)
+@pytest.mark.parametrize('training', [False, True])
+def test_compiled_as_a_whole(training):
+    """As ``compile`` in a config of mmengine does; the solve itself stays Python."""
+    solver = dict(type='PicardSolver', max_evals=3, tol=0.0)
+    model = MDEQ(
+        arch=dict(channels=(8, 16), num_groups=4),
+        forward_solver=solver,
+        gradient=dict(type='ImplicitGradient', solver=solver),
+    ).train(training)
+    compiled, x = torch.compile(model, backend='eager'), torch.rand(1, 3, 32, 32)
+    results = []
+    for function in (model, compiled):
+        features = function(x)
+        loss = sum(feature.sum() for feature in features)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        results.append((*features, *gradients))
+    for plain, other in zip(*results):
+        assert torch.equal(plain, other)
 
 
 class TestBrokenWeights:
