@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -480,7 +481,7 @@ def table_of_refusals():
         lines.append(f'| `{name}` | {error} | {refusal.reason} |')
     for reason, names in NOT_FOR_MAPS.items():
         listed = ', '.join(f'`{name}`' for name in sorted(names))
-        lines += ['', f'{reason}: {listed}.']
+        lines += ['', *textwrap.wrap(f'{reason}: {listed}.', 120)]
     return '\n'.join(lines)
 
 
