@@ -71,8 +71,12 @@ PICTURE := --residual --side-by-side --height 6.9 --opacity 1
 
 SHOW := work_dirs/show
 TRAINED := fcn_mdeq-micro_1xb8-600_earth-96x96
-# One thread: two that share a busy core wait for each other.
-show demo: export OMP_NUM_THREADS := 1
+# One thread: two that share a busy core wait for each other. And glibc keeps what is
+# freed, or every evaluation would ask the system for memory anew.
+RUNS := show demo test test-slow test-all test-classic test-onedl
+$(RUNS): export OMP_NUM_THREADS := 1
+$(RUNS): export MALLOC_MMAP_THRESHOLD_ := 1073741824
+$(RUNS): export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
 show: env
 	$(DEFAULT)/bin/python tools/dataset_converters/earth.py
@@ -108,7 +112,6 @@ PYTEST := bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reor
 ifdef COVERAGE
 PYTEST += --cov --cov-append --cov-report=
 endif
-test test-slow test-all test-classic test-onedl: export OMP_NUM_THREADS := 1
 
 test: env
 	$(DEFAULT)/$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
