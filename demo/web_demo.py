@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from mdeq_mm.apis import list_models, load_config, model_files
-from mdeq_mm.cli import int_of_at_least
+from mdeq_mm.cli import add_allow_partial, int_of_at_least
 from mdeq_mm.inference import (
     LEAST_TOL,
     MOST_EVALS,
@@ -72,12 +72,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
         help='pixels of an uploaded image; default: %(default)s',
     )
     parser.add_argument('--device', help='default: the accelerator, else the CPU')
-    parser.add_argument(
-        '--allow-partial',
-        action='store_true',
-        help='warn of weights that are missing, unexpected or misshapen, instead of '
-        'ending with an error',
-    )
+    add_allow_partial(parser)
     args = parser.parse_args(argv)
     try:
         args.models = pair_up(args.models)

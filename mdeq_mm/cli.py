@@ -37,6 +37,11 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         action=_Checkpoint,
         help='checkpoint file, right behind the config; none behind a name',
     )
+    add_allow_partial(parser)
+
+
+def add_allow_partial(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--allow-partial``."""
     parser.add_argument(
         '--allow-partial',
         action='store_true',

@@ -28,7 +28,8 @@ class MissingOps(ModuleType):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         # mmengine asks for the module's specification to see whether there are compiled
-        # ops. One without a loader tells it that there are none.
+        # ops. One without a loader tells it that there are none. OneDL's believes in
+        # them all the same, which does no harm: it only imports classes then.
         self.__spec__ = ModuleSpec(name, loader=None)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ from ..deq import (
     Unrolled,
 )
 from ..deq.checks import check_choice, check_int
+from ..deq.solvers.loop import measure
 
 SOLVERS: dict[str, type[FixedPointSolver]] = {
     'anderson': AndersonSolver,
@@ -66,9 +67,7 @@ class FixedEvaluations(Mode):
         for number in range(1, solver.max_evals + 1):
             fz = forward_pass.f(z)
             g = fz - z
-            residual = torch.linalg.vector_norm(g, dim=1)
-            if solver.stop_mode == 'rel':
-                residual = residual / (torch.linalg.vector_norm(fz, dim=1) + 1e-8)
+            residual = measure(g, fz, solver.stop_mode, norms=_norms)
             improved = residual < least
             least = torch.where(improved, residual, least)
             candidate = z if solver.returns == 'iterate' else fz
@@ -180,6 +179,10 @@ def _method_of(solver: FixedPointSolver) -> _Method:
         'solver must be an AndersonSolver or a PicardSolver, got '
         f'{type(solver).__name__}'
     )
+
+
+def _norms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1)
 
 
 def affine_weights(gram: Tensor, ridge: float) -> Tensor:

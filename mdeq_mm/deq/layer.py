@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -186,6 +187,24 @@ class EquilibriumLayer(nn.Module):
         handle = RemovableHandle(self._pass_hooks)
         self._pass_hooks[handle.id] = hook
         return handle
+
+    @contextmanager
+    def observing(self, hook: PassHook) -> Iterator[None]:
+        """Calls a function for the passes of the calling thread, in a context.
+
+        Passes of other threads that share the model are not seen.
+
+        Args:
+            hook (Callable): See :meth:`register_pass_hook`.
+        """
+        thread = threading.get_ident()
+
+        def of_this_thread(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
+            if threading.get_ident() == thread:
+                hook(layer, forward_pass)
+
+        with self.register_pass_hook(of_this_thread):
+            yield
 
     def forward(self, injections: Sequence[Tensor]) -> EquilibriumOutput:
         """Finds the equilibrium for the given injections.

@@ -44,7 +44,7 @@ def examine_image(
     def observe(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
         passes.append(forward_pass)
 
-    with layer.register_pass_hook(observe), layer.using(mode=mode):
+    with layer.observing(observe), layer.using(mode=mode):
         prediction = predictor(image)
     if len(passes) != 1:
         raise ValueError(

@@ -159,7 +159,7 @@ class Predictor:
 
         with ExitStack() as observed:
             for layer in equilibrium_layers(self.model):
-                observed.enter_context(layer.register_pass_hook(observe))
+                observed.enter_context(layer.observing(observe))
             (sample,) = self.model.test_step(self.prepare(image))
         return Prediction(sample, tuple(solves))
 

@@ -88,7 +88,7 @@ def recorded_residuals(layer: EquilibriumLayer) -> Iterator[list[Tensor]]:
     def observe(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
         maps.append(residual_maps(forward_pass).cpu())
 
-    with layer.register_pass_hook(observe):
+    with layer.observing(observe):
         yield maps
 
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
 from mmengine.utils.dl_utils import mmcv_full_available
+from torch import nn
 
 from mdeq_mm.compat import installation
 
@@ -18,17 +22,29 @@ pytestmark = pytest.mark.versions
 
 class TestMissingOps:
     def test_toolboxes_can_be_imported(self):
-        """With the full mmcv nothing is done, and mmengine can tell the two apart.
-
-        mmengine asks whether there are ops before it reverts SyncBN.
-        """
+        """With the full mmcv nothing is done."""
         import_module('mmcv.ops')
         # They ask for the ops at once.
         for name in filter(find_spec, ('mmseg', 'mmpretrain')):
             import_module(f'{name}.models')
         is_lite = not list(Path(import_module('mmcv').__file__).parent.glob('_ext.*'))
         assert isinstance(sys.modules['mmcv._ext'], installation.MissingOps) == is_lite
-        assert mmcv_full_available() != is_lite
+        # OneDL's mmengine takes the stand-in for compiled ops.
+        if mmcv_full_available() == is_lite:
+            assert is_lite
+            assert distribution('onedl-mmengine')
+
+    def test_what_mmengine_does_where_it_believes_in_ops(self):
+        """It asks whether there are ops, and then imports classes of mmcv.ops."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
+        cfg = dict(
+            optimizer=dict(type='SGD', lr=0.1), paramwise_cfg=dict(bias_lr_mult=2)
+        )
+        optimizer = build_optim_wrapper(model, cfg).optimizer
+        assert [group['lr'] for group in optimizer.param_groups] == [0.1, 0.2, 0.1, 0.1]
+        reverted = revert_sync_batchnorm(model)[1]
+        assert not isinstance(reverted, nn.SyncBatchNorm)
+        assert reverted(torch.rand(2, 4, 3, 3)).shape == (2, 4, 3, 3)
 
     def test_stand_in(self):
         ops = installation.MissingOps('mmcv._ext')

@@ -494,6 +494,17 @@ class TestPassHook:
         layer(INJECTIONS)
         assert len(seen) == 1
 
+    def test_observing_sees_the_calling_thread_alone(self, layer):
+        seen = []
+        with layer.observing(lambda hooked, passed: seen.append((hooked, passed))):
+            thread = Thread(target=layer, args=(INJECTIONS,))
+            thread.start()
+            thread.join()
+            forward_pass = layer(INJECTIONS).forward_pass
+        layer(INJECTIONS)
+        assert seen == [(layer, forward_pass)]
+        assert not layer._pass_hooks
+
     def test_each_call_has_its_own_record(self, layer):
         passes = []
         layer.register_pass_hook(lambda layer, record: passes.append(record))

@@ -1,3 +1,5 @@
+from threading import Thread
+
 import cv2
 import numpy as np
 import pytest
@@ -44,6 +46,23 @@ class TestSegmentor:
         assert not layer._pass_hooks
         predictor(texture(1, (64, 64)))
         assert predictor(texture(0, (64, 64))).solves == first.solves
+
+    def test_solves_of_other_threads_are_not_taken(self, make_predictor, texture):
+        """Another thread predicts with the same model while this one does."""
+        predictor, others = make_predictor(), []
+        alone = predictor(texture(0, (48, 72))), predictor(texture(1, (64, 64)))
+
+        def predict_elsewhere(*_):
+            handle.remove()
+            thread = Thread(
+                target=lambda: others.append(predictor(texture(1, (64, 64))))
+            )
+            thread.start()
+            thread.join()
+
+        handle = predictor.model.backbone.register_forward_pre_hook(predict_elsewhere)
+        own = predictor(texture(0, (48, 72)))
+        assert (own.solves, others[0].solves) == (alone[0].solves, alone[1].solves)
 
     def test_resizing_pipeline(self, make_predictor, texture):
         """CamVid's resizes; the labels have the size of the image."""

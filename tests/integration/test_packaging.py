@@ -1,5 +1,6 @@
 """Wheel, source distribution and editable installation carry what `mim` looks for."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -93,6 +94,22 @@ def test_wheel(wheel, root):
     assert sum('.mim/checkpoints/' in name for name in names) == len(
         apis.list_models(trained=True)
     )
+
+
+@pytest.mark.parametrize(
+    ('extra', 'names'),
+    [
+        ('openmmlab', {'ftfy', 'regex', 'setuptools', 'torchvision'}),
+        ('onedl', {'torchvision'}),
+    ],
+)
+def test_extras_have_what_toolboxes_import_unasked(wheel, extra, names):
+    """A fresh environment lacked it: pip installs what toolboxes ask for, no more."""
+    with zipfile.ZipFile(wheel) as archive:
+        (path,) = (x for x in archive.namelist() if x.endswith('.dist-info/METADATA'))
+        metadata = archive.read(path).decode()
+    asked = re.findall(r'^Requires-Dist: ([\w-]+)(.*)$', metadata, re.MULTILINE)
+    assert names <= {name for name, rest in asked if re.search(rf"['\"]{extra}", rest)}
 
 
 def test_sdist(source, wheel, tmp_path):

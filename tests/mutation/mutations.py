@@ -533,6 +533,14 @@ MUTATIONS = (
         ('tests/deq/test_cell.py', 'tests/deq/test_threads.py'),
     ),
     Mutation(
+        'passes of every thread are observed',
+        'freeze',
+        'mdeq_mm/deq/layer.py',
+        'if threading.get_ident() == thread:',
+        'if threading.get_ident():',
+        ('tests/deq/test_layer.py', 'tests/inference/test_predictor.py'),
+    ),
+    Mutation(
         'contexts must end in reverse order',
         'freeze',
         'mdeq_mm/deq/local.py',

@@ -15,22 +15,20 @@ import json
 import lzma
 import os
 import platform
-import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
 import torch
 
+from mdeq_mm.benchmark.report import PATIENCE, ReportPart, run_part
 from mdeq_mm.cli import add_shape, int_of_at_least, positive_float
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,32 +38,7 @@ PACKAGES = (
     *('mdeq-mm', 'torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmcv-lite'),
     *('mmsegmentation', 'mmpretrain'),
 )
-MAX_LINES = 60
-# Seconds between asking a process to end and ending it.
-PATIENCE = 5
 positive = int_of_at_least(1)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the report.
-
-    Attributes:
-        title (str): Its heading.
-        share (float): Its share of the time. What a part leaves over goes to those
-            after it.
-        command (list[str]): What to run.
-        prepare (Callable, optional): Called with the folder before that.
-            Defaults to None.
-        read (Callable, optional): Makes lines of the report from the folder in which
-            the command has run. Defaults to None, the end of its output.
-    """
-
-    title: str
-    share: float
-    command: list[str]
-    prepare: Optional[Callable[[Path], object]] = None
-    read: Optional[Callable[[Path], list[str]]] = None
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -132,7 +105,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return args
 
 
-def make_parts(args: argparse.Namespace) -> list[Part]:
+def make_parts(args: argparse.Namespace) -> list[ReportPart]:
     """Returns what to run, in order."""
     python = sys.executable
     parts = []
@@ -143,7 +116,7 @@ def make_parts(args: argparse.Namespace) -> list[Part]:
         command += ['-p', 'no:cacheprovider', '-p', 'no:time_limit', '-W', 'ignore']
         command += [*shlex.split(args.pytest_args), str(ROOT / 'tests/accelerator')]
         command.append(str(ROOT / 'tests/integration/test_cuda.py'))
-        parts.append(Part('Tests', 0.4, command))
+        parts.append(ReportPart('Tests', 0.4, command))
     options = ['--cfg-options', *args.cfg_options] if args.cfg_options else []
     for kind in ('solvers', 'models'):
         if kind not in args.parts:
@@ -156,15 +129,15 @@ def make_parts(args: argparse.Namespace) -> list[Part]:
             command += ['--shape', *map(str, args.shape)]
         if kind == 'models':
             command += ['--backbones', 'resnet50']
-        parts.append(Part(f'{kind.title()}, float32', 0.1, [*command, *options]))
+        parts.append(ReportPart(f'{kind.title()}, float32', 0.1, [*command, *options]))
         command.append('--amp')
-        parts.append(Part(f'{kind.title()}, bfloat16', 0.1, [*command, *options]))
+        parts.append(ReportPart(f'{kind.title()}, bfloat16', 0.1, [*command, *options]))
     if 'training' in args.parts:
         parts.append(training_part(args))
     return parts
 
 
-def training_part(args: argparse.Namespace) -> Part:
+def training_part(args: argparse.Namespace) -> ReportPart:
     """Returns the epoch of TINY, unrolled at first."""
     places = (Path.cwd(), ROOT, ROOT.parent / 'shared')
     found = [place / CIFAR10 for place in places if (place / CIFAR10).is_dir()]
@@ -187,7 +160,7 @@ def training_part(args: argparse.Namespace) -> Part:
         *args.cfg_options,
     ]
     title = f'One epoch of TINY on {data}'
-    return Part(title, 0.2, command, prepare, read_training)
+    return ReportPart(title, 0.2, command, prepare, read_training)
 
 
 def link_cifar10(source: Path, folder: Path) -> None:
@@ -222,76 +195,6 @@ def read_training(folder: Path) -> list[str]:
         )
         for row in rows[-4:]
     ]
-
-
-def run(part: Part, folder: Path, device: str, limit: float) -> tuple[str, list[str]]:
-    """Runs a part.
-
-    Args:
-        part (Part): The part.
-        folder (Path): Working directory.
-        device (str): The device; on the CPU no GPU is shown to the process.
-        limit (float): Seconds it may take.
-
-    Returns:
-        tuple[str, list[str]]: How it ended, and the lines to report.
-    """
-    env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': str(ROOT)}
-    if device == 'cpu':
-        env['CUDA_VISIBLE_DEVICES'] = ''
-    begin = time.monotonic()
-    if part.prepare is not None:
-        try:
-            part.prepare(folder)
-        except (OSError, lzma.LZMAError, subprocess.SubprocessError) as error:
-            output = getattr(error, 'stderr', None) or b''
-            lines = [*output.decode(errors='replace').splitlines(), repr(error)]
-            return 'FAILED before it began', excerpt('\n'.join(lines))
-    with tempfile.TemporaryFile('w+', errors='replace', newline='\n') as output:
-        process = subprocess.Popen(
-            part.command,
-            cwd=folder,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(timeout=max(limit, 0))
-            status = 'ok' if code == 0 else f'FAILED with exit code {code}'
-        except subprocess.TimeoutExpired:
-            status = 'OUT OF TIME'
-        finally:
-            end(process)
-        output.seek(0)
-        lines = excerpt(output.read())
-    seconds = time.monotonic() - begin
-    if part.read is not None and status == 'ok':
-        lines = part.read(folder) or lines
-    return f'{status}, {seconds:.0f} s', lines
-
-
-def end(process: subprocess.Popen) -> None:
-    """Ends a process and what it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=PATIENCE)
-
-
-def excerpt(output: str) -> list[str]:
-    """Returns the end of an output, without what passed and without private paths."""
-    output = output.rstrip()
-    for path, name in ((ROOT, '.'), (Path.home(), '~')):
-        output = output.replace(str(path), name)
-    # Terminals rewrite lines and colour them.
-    output = re.sub(r'\x1b\[[0-9;]*m', '', output)
-    lines = [line.rstrip().rpartition('\r')[2][:200] for line in output.split('\n')]
-    lines = [x for x in lines if not re.search(r' (PASSED|SKIPPED)\b.*\[ *\d+%\]$', x)]
-    left_out = len(lines) - MAX_LINES
-    return [f'({left_out} lines before)', *lines[left_out:]] if left_out > 0 else lines
 
 
 def describe(device: str) -> list[str]:
@@ -355,7 +258,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             share = part.share / sum(later.share for later in parts[number:])
             # What ending it takes is in its share.
             limit = share * (deadline - time.monotonic()) - 2 * PATIENCE
-            status, lines = run(part, folder, args.device, limit)
+            status, lines = run_part(part, folder, ROOT, args.device, limit)
             print(f'{part.title}: {status}', flush=True)
             statuses.append(status)
             # No output ends this fence early.

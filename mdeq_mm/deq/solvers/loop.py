@@ -166,19 +166,6 @@ def refuse_transforms(x: Tensor) -> None:
         )
 
 
-def measure(g: Tensor, fz: Tensor, stop_mode: str) -> Tensor:
-    """Returns the residuals ``(B,)`` in the measure of ``stop_mode``.
-
-    Args:
-        g (Tensor): ``f(z) - z``, ``(B, N)``.
-        fz (Tensor): ``f(z)``, ``(B, N)``.
-        stop_mode (str): ``'abs'`` or ``'rel'``, see :class:`FixedPointSolver`.
-    """
-    if stop_mode == 'abs':
-        return norms(g)
-    return norms(g) / (norms(fz) + 1e-8)
-
-
 def norms(x: Tensor) -> Tensor:
     """Returns the Euclidean norm of each sample of ``x``, ``(B, N)``, as ``(B,)``.
 
@@ -196,6 +183,26 @@ def norms(x: Tensor) -> Tensor:
     # The others are measured as they would be by themselves.
     in_range = (norm > _LEAST) & (norm < _MOST)
     return torch.where(in_range, norm, _wide_norms(x))
+
+
+def measure(
+    g: Tensor,
+    fz: Tensor,
+    stop_mode: str,
+    norms: Callable[[Tensor], Tensor] = norms,
+) -> Tensor:
+    """Returns the residuals ``(B,)`` in the measure of ``stop_mode``.
+
+    Args:
+        g (Tensor): ``f(z) - z``, ``(B, N)``.
+        fz (Tensor): ``f(z)``, ``(B, N)``.
+        stop_mode (str): ``'abs'`` or ``'rel'``, see :class:`FixedPointSolver`.
+        norms (Callable): Norm of each sample, from ``(B, N)`` to ``(B,)``. Defaults to
+            :func:`norms`, which decides by values. An exporter cannot record that.
+    """
+    if stop_mode == 'abs':
+        return norms(g)
+    return norms(g) / (norms(fz) + 1e-8)
 
 
 def _wide_norms(x: Tensor) -> Tensor:
