@@ -233,7 +233,9 @@ class _PausedSolves(Mode):
         if place == len(self._solves):
             guess = forward_pass.guess.detach()
             self._solves.append(
-                self._solver.pauses(forward_pass.f, guess, self._at, restrict)
+                self._solver.pauses(
+                    forward_pass.f, guess, self._at, restrict, forward_pass.reduced
+                )
             )
             self.solutions.append(next(self._solves[place]))
         else:

@@ -131,5 +131,9 @@ class Equilibrium(Mode):
                 to None.
         """
         return self.solver.solve(
-            forward_pass.f, forward_pass.guess.detach(), keep=keep, restrict=restrict
+            forward_pass.f,
+            forward_pass.guess.detach(),
+            keep=keep,
+            restrict=restrict,
+            reduced=forward_pass.reduced,
         )

@@ -47,8 +47,8 @@ MUTATIONS = (
         'one evaluation less than the budget',
         'loop',
         'mdeq_mm/deq/solvers/loop.py',
-        'range(1, solver.max_evals + 1)',
-        'range(1, solver.max_evals)',
+        'range(before + 1, before + solver.max_evals + 1)',
+        'range(before + 1, before + solver.max_evals)',
         ('tests/deq/solvers/test_loop.py', 'tests/deq/solvers/test_every_solver.py'),
     ),
     Mutation(
@@ -94,7 +94,7 @@ MUTATIONS = (
     Mutation(
         'samples come back in the order they left',
         'loop',
-        'mdeq_mm/deq/solvers/samples.py',
+        'mdeq_mm/deq/solvers/progress.py',
         'return cls(*columns).select(columns[0].argsort())',
         'return cls(*columns)',
         ('tests/deq/solvers/test_loop.py', 'tests/deq/solvers/test_every_solver.py'),
