@@ -210,6 +210,8 @@ class _PausedSolves(Mode):
         solutions (list[Solution]): What the solves have found so far.
     """
 
+    takes_reduced = True
+
     def __init__(self, solver: FixedPointSolver, at: Optional[Collection[int]]) -> None:
         self.solutions: list[Solution] = []
         self._solves: list[Iterator[Solution]] = []

@@ -226,7 +226,7 @@ class EquilibriumLayer(nn.Module):
         f = CellFunction.freeze(self.cell, injections, layout, self.compiler)
         mode = self.mode
         forward_pass = ForwardPass(f, layout, guess, mode, guess)
-        if self.evaluation_dtype is not None and not isinstance(mode, Unrolled):
+        if self.evaluation_dtype is not None and mode.takes_reduced:
             forward_pass.reduced = f.reduced(getattr(torch, self.evaluation_dtype))
         differentiate = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*self.parameters(), *injections)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ from .solvers import FixedPointFunction, FixedPointSolver, Solution
 
 
 class Mode(ABC):
-    """What an :class:`EquilibriumLayer` does to get from its function to a state."""
+    """What an :class:`EquilibriumLayer` does to get from its function to a state.
+
+    Attributes:
+        takes_reduced (bool): Whether it uses ``f`` in reduced precision where the layer
+            has an ``evaluation_dtype``. Defaults to False.
+    """
+
+    takes_reduced: ClassVar[bool] = False
 
     @abstractmethod
     def run(
@@ -85,6 +92,8 @@ class Equilibrium(Mode):
         solver (FixedPointSolver): Solver of the forward pass.
         gradient (EquilibriumGradient): How to differentiate.
     """
+
+    takes_reduced = True
 
     solver: FixedPointSolver
     gradient: EquilibriumGradient
