@@ -253,6 +253,19 @@ class TestSamples:
         waited = samples.refine(compact=False)
         assert waited.tolist() == [False, False, False, True, False]
 
+    def test_residuals_of_reduced_precision_are_forgotten(self):
+        """The best state stays, and full precision measures anew, even if worse."""
+        samples = Samples(torch.zeros(1, 2), 0.01, max_evals=9, resolution=0.1)
+        samples.observe(torch.ones(1, 2), torch.tensor([0.15]), look=True)
+        samples.refine(compact=False)
+        assert samples.best.tolist() == [[1, 1]]
+        samples.observe(2 * torch.ones(1, 2), torch.tensor([0.18]), look=True)
+        solution = samples.solution()
+        assert solution.state.tolist() == [[2, 2]]
+        torch.testing.assert_close(solution.residual, torch.tensor([0.18]))
+        assert solution.n_evals.tolist() == [2]
+        assert solution.n_reduced.tolist() == [1]
+
     def test_within_twice_the_resolution_but_not_the_tolerance(self):
         samples = Samples(torch.zeros(2, 2), 0.01, max_evals=9, resolution=0.1)
         samples.observe(torch.ones(2, 2), torch.tensor([0.2, 0.21]), look=True)
