@@ -64,12 +64,13 @@ class EquilibriumLayer(nn.Module):
             its defaults, with which the cell is compiled for the evaluations that
             autograd does not record: those of the forward solve. Defaults to None,
             not compiled.
-        evaluation_dtype (str, optional): ``'bfloat16'`` begins the forward solve and
-            the adjoint solve in bfloat16 and ends them in float32, see
-            :class:`ReducedFunction`. States, the arithmetic of the solvers and what
-            autograd records for the parameters stay in float32. It has no effect in the
-            unrolled mode, where autocast is on, and on a layer in half precision.
-            Defaults to None, all in float32.
+        evaluation_dtype (str, optional): ``'bfloat16'`` begins the forward solve in
+            bfloat16 and ends it in float32, see :class:`ReducedFunction`; and so the
+            adjoint solve of an :class:`ImplicitGradient`, if its tolerance is loose
+            enough. States, the arithmetic of the solvers and what autograd records for
+            the parameters stay in float32. It has no effect in the unrolled mode, where
+            autocast is on, and on a layer in half precision. Defaults to None, all in
+            float32.
 
     Attributes:
         evaluation_dtype (str, optional): As it was given; may be set.

@@ -95,9 +95,10 @@ class TestAnswer:
         assert mixed.adjoint.converged.all()
         assert_close([mixed.state], [plain.state], 1e-4)
         assert_close(found, expected, 1e-3)
-        for solution in (mixed.solution, mixed.adjoint):
-            assert (solution.n_reduced > 0).all()
-            assert (solution.n_evals > solution.n_reduced).all()
+        assert (mixed.solution.n_reduced > 0).all()
+        assert (mixed.solution.n_evals > mixed.solution.n_reduced).all()
+        # Products in bfloat16 are too far off for such a tolerance.
+        assert mixed.adjoint.n_reduced is None
         assert plain.solution.n_reduced is None
 
     def test_loose_tolerance_evaluates_in_bfloat16_alone(self):
@@ -203,14 +204,15 @@ class TestErrorsThatAreAllowedFor:
     @dataclass(frozen=True)
     class Noting(AndersonSolver):
         def solve(self, *args, reduced=None, **kwargs):
-            RESOLUTIONS.append(reduced.resolution)
+            RESOLUTIONS.append(reduced and reduced.resolution)
             return super().solve(*args, reduced=reduced, **kwargs)
 
     def test_forward_and_adjoint(self):
         """What a ReLU lets through changes by a jump, so products are less exact."""
-        RESOLUTIONS.clear()
-        gradients(make_layer(self.Noting(30, 0.25)))
-        assert RESOLUTIONS == [2**-7, 2**-3.5]
+        for tol, expected in ((0.18, [2**-7, 2**-3.5]), (0.17, [2**-7, None])):
+            RESOLUTIONS.clear()
+            gradients(make_layer(self.Noting(30, tol)))
+            assert expected == RESOLUTIONS
 
     @pytest.mark.parametrize('tol', [0.03, 0.3])
     def test_residuals_in_float32_are_within_the_tolerance(self, tol):

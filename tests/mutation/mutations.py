@@ -151,8 +151,8 @@ MUTATIONS = (
         'products in reduced precision are taken to be as exact as evaluations',
         'implicit',
         'mdeq_mm/deq/gradients/implicit.py',
-        'math.sqrt(self.reduced.resolution)',
-        'self.reduced.resolution',
+        'resolution = math.sqrt(self.reduced.resolution)',
+        'resolution = self.reduced.resolution',
         ('tests/deq/test_evaluation_dtype.py',),
     ),
     Mutation(
@@ -175,8 +175,8 @@ MUTATIONS = (
         'spent budget is called converged',
         'loop',
         'mdeq_mm/deq/solvers/samples.py',
-        'SolveStatus.BUDGET_SPENT)',
-        'SolveStatus.CONVERGED)',
+        'masked_fill(self.running, SolveStatus.BUDGET_SPENT)',
+        'masked_fill(self.running, SolveStatus.CONVERGED)',
         ('tests/deq/solvers/test_loop.py', 'tests/deq/solvers/test_every_solver.py'),
     ),
     Mutation(

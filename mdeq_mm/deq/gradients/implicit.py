@@ -43,9 +43,9 @@ class ImplicitGradient(EquilibriumGradient):
     bi-level optimization and implicit models", ICLR 2022, section 2); its refinements
     are a solver with a small budget.
 
-    Where the layer has an ``evaluation_dtype``, the products begin in reduced
-    precision, through an evaluation of their own at ``z``. What goes on to the
-    parameters takes the evaluation in float32.
+    Where the layer has an ``evaluation_dtype`` and the tolerance is at least 0.18, the
+    products begin in reduced precision, through an evaluation of their own at ``z``.
+    What goes on to the parameters takes the evaluation in float32.
 
     Second derivatives are not available: backward with ``create_graph=True`` raises a
     ``RuntimeError``.
@@ -174,15 +174,16 @@ class _Adjoint:
     def _solve(self, solver: FixedPointSolver, start: Tensor, unit: Tensor) -> Tensor:
         reduced = None
         if self.reduced is not None:
-            # Here and not in the forward pass, so that it takes no memory until now.
-            with torch.enable_grad():
-                z = self.z.detach().requires_grad_()
-                fz = self.reduced.f(z)
             # Rounding by eps changes the sign in front of about eps of all ReLUs, hence
             # their derivative by 1: an error of sqrt(eps) in the norm.
-            reduced = ReducedFunction(
-                _adjoint_system(z, fz, unit), math.sqrt(self.reduced.resolution)
-            )
+            resolution = math.sqrt(self.reduced.resolution)
+            # With a tighter tolerance most products would be in full precision anyway.
+            if solver.tol >= 2 * resolution:
+                # Not in the forward pass, so that it takes no memory until now.
+                with torch.enable_grad():
+                    z = self.z.detach().requires_grad_()
+                    fz = self.reduced.f(z)
+                reduced = ReducedFunction(_adjoint_system(z, fz, unit), resolution)
         f = _adjoint_system(self.z, self.fz, unit)
         solution = solver.solve(f, start, reduced=reduced)
         # The solver's history must not be there while autograd carries on.

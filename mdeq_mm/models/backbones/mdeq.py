@@ -80,10 +80,10 @@ class MDEQ(EquilibriumBackbone):
             its defaults, with which the cell is compiled for the forward solve.
             Evaluations that autograd records are not compiled. Needs torch 2.5.
             Defaults to None, not compiled.
-        evaluation_dtype (str, optional): ``'bfloat16'`` begins the forward solve and
-            the adjoint solve in bfloat16 and ends them in float32, without autocast of
-            the model; see :class:`EquilibriumLayer`. It is faster where the processor
-            multiplies in bfloat16. Defaults to None, all in float32.
+        evaluation_dtype (str, optional): ``'bfloat16'`` begins the solves in bfloat16
+            and ends them in float32, without autocast of the model; see
+            :class:`EquilibriumLayer`. It is faster where the processor multiplies in
+            bfloat16. Defaults to None, all in float32.
         deploy (bool): Whether weight normalisation is folded into plain weights, see
             :meth:`switch_to_deploy`. Such a model loads the checkpoints that were saved
             after it. Defaults to False.
