@@ -210,6 +210,8 @@ class _PausedSolves(Mode):
         solutions (list[Solution]): What the solves have found so far.
     """
 
+    takes_reduced = True
+
     def __init__(self, solver: FixedPointSolver, at: Optional[Collection[int]]) -> None:
         self.solutions: list[Solution] = []
         self._solves: list[Iterator[Solution]] = []
@@ -233,7 +235,9 @@ class _PausedSolves(Mode):
         if place == len(self._solves):
             guess = forward_pass.guess.detach()
             self._solves.append(
-                self._solver.pauses(forward_pass.f, guess, self._at, restrict)
+                self._solver.pauses(
+                    forward_pass.f, guess, self._at, restrict, forward_pass.reduced
+                )
             )
             self.solutions.append(next(self._solves[place]))
         else:

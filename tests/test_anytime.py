@@ -128,6 +128,13 @@ def test_budget_among_the_options(root, path):
 
 
 class TestAnytime:
+    def test_solve_that_begins_in_bfloat16(self, model, images):
+        model.equilibrium.evaluation_dtype = 'bfloat16'
+        *_, last = anytime(model, images, predict=predict)
+        assert last.is_final
+        for found, expected in zip(last.prediction, predict(model, images)):
+            assert torch.equal(found, expected)
+
     def test_last_one_is_what_the_model_predicts(self, model, images):
         expected = predict(model, images)
         *early, last = anytime(model, images, predict=predict)

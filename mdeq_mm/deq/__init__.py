@@ -25,6 +25,7 @@ from .solvers import (
     LowRankInverse,
     MethodState,
     PicardSolver,
+    ReducedFunction,
     Solution,
     SolveStatus,
 )
@@ -56,6 +57,7 @@ __all__ = [
     'PhantomGradient',
     'PicardSolver',
     'PreviousGuess',
+    'ReducedFunction',
     'Solution',
     'SolveStatus',
     'StateLayout',

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Optional
 
+import torch
 from torch import Tensor, nn
 
 from .local import LocalStack
@@ -43,6 +44,19 @@ class FreezablePart(nn.Module):
 
         Returns:
             Tensor: ``held`` itself, unless a subclass holds something per sample.
+        """
+        return held
+
+    def reduce(self, held: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns what the part holds for evaluations in reduced precision.
+
+        Args:
+            held (Tensor): What :meth:`draw` has returned.
+            dtype (torch.dtype): The dtype that autocast computes in.
+
+        Returns:
+            Tensor: ``held`` itself, which autocast casts where it is used, unless a
+            subclass saves that work in each evaluation.
         """
         return held
 
@@ -86,6 +100,19 @@ class Frozen:
         return Frozen(
             {
                 part: None if held is None else part.select(held, rows)
+                for part, held in self.held.items()
+            }
+        )
+
+    def reduce(self, dtype: torch.dtype) -> Frozen:
+        """Returns what the parts hold for evaluations in reduced precision, no graph.
+
+        Args:
+            dtype (torch.dtype): The dtype that autocast computes in.
+        """
+        return Frozen(
+            {
+                part: None if held is None else part.reduce(held.detach(), dtype)
                 for part, held in self.held.items()
             }
         )

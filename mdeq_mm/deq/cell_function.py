@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from .autocast import autocast_dtype, capture_autocast
 from .cell import Cell, Frozen
 from .compile import CellCompiler
+from .solvers import ReducedFunction
 from .state import StateLayout
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -83,6 +85,40 @@ class CellFunction:
                 features = self.compiler(self.cell, states, self.injections)
         return self.layout.pack(features).to(state.dtype)
 
+    def reduced(self, dtype: torch.dtype) -> Optional[ReducedFunction]:
+        """Returns the same function in reduced precision, without a graph to weights.
+
+        The cell is evaluated under autocast. What is the same in all evaluations is
+        cast once, here: injections and normalised weights.
+
+        Args:
+            dtype (torch.dtype): The dtype that autocast computes in.
+
+        Returns:
+            ReducedFunction, optional: The function; None where this one is in reduced
+            precision already, by autocast or because the parameters are.
+
+        Raises:
+            ValueError: If the injections are in float64.
+        """
+        device = self.injections[0].device.type
+        if self.dtype == torch.float64:
+            raise ValueError(
+                'evaluation_dtype must be None for a model in float64, whose weights '
+                f'autocast leaves alone, got {str(dtype)[6:]!r}'
+            )
+        with self.autocast():
+            if self.dtype in _HALF or autocast_dtype(device) is not None:
+                return None
+        function = replace(
+            self,
+            injections=[_cast(x.detach(), dtype) for x in self.injections],
+            frozen=self.frozen.reduce(dtype),
+            autocast=partial(torch.autocast, device, dtype),
+            dtype=dtype,
+        )
+        return ReducedFunction(function, torch.finfo(dtype).eps, function.restrict)
+
     def restrict(self, rows: Tensor) -> CellFunction:
         """Returns the function of some samples of the batch.
 
@@ -94,6 +130,13 @@ class CellFunction:
             injections=[_select(injection, rows) for injection in self.injections],
             frozen=self.frozen.select(rows),
         )
+
+
+def _cast(injection: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts an injection, without writing out what is expanded over the batch."""
+    if injection.stride(0) == 0 and len(injection) > 0:
+        return injection[:1].to(dtype).expand(injection.shape)
+    return injection.to(dtype)
 
 
 def _select(injection: Tensor, rows: Tensor) -> Tensor:

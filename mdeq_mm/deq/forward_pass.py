@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from .solvers import FixedPointFunction, Solution
+from .solvers import FixedPointFunction, ReducedFunction, Solution
 from .state import StateLayout
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class ForwardPass:
             Its inverse Jacobian is dropped when the pass ends.
         linearization (tuple[Tensor, Tensor], optional): What :meth:`linearize` has
             returned, None before its first call.
+        reduced (ReducedFunction, optional): ``f`` in reduced precision, with which the
+            solves begin, None where they do not.
         adjoint_record (AdjointRecord): Where the gradient reports the adjoint solve.
     """
 
@@ -74,6 +76,7 @@ class ForwardPass:
     state: Tensor
     solution: Optional[Solution] = None
     linearization: Optional[tuple[Tensor, Tensor]] = None
+    reduced: Optional[ReducedFunction] = None
     adjoint_record: AdjointRecord = field(default_factory=AdjointRecord)
 
     @property

@@ -59,14 +59,20 @@ class GuardedStart(Equilibrium):
         guess = forward_pass.guess.detach()
         if not guess.any():
             return super().solve(forward_pass, keep, restrict)
+        f, reduced = forward_pass.f, forward_pass.reduced
         with torch.no_grad():
-            fz = forward_pass.f(guess)
+            fz = f(guess) if reduced is None else reduced.f(guess)
             with torch.autocast(guess.device.type, enabled=False):
                 fz = fz.to(guess.dtype)
                 is_good = measure(fz - guess, fz, 'rel') <= self.limit
         if is_good.all():
-            f = _known_at_first(forward_pass.f, fz)
-            return self.solver.solve(f, guess, keep=keep, restrict=restrict)
+            if reduced is None:
+                f = _known_at_first(f, fz)
+            else:
+                reduced = replace(reduced, f=_known_at_first(reduced.f, fz))
+            return self.solver.solve(
+                f, guess, keep=keep, restrict=restrict, reduced=reduced
+            )
         forward_pass.guess = forward_pass.guess.where(
             is_good[:, None], torch.zeros_like(guess)
         )

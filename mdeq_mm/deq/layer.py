@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from .builder import build
 from .cell import Cell
 from .cell_function import CellFunction
+from .checks import check_choice
 from .compile import CellCompiler
 from .forward_pass import EquilibriumOutput, ForwardPass
 from .gradients import EquilibriumGradient
@@ -64,13 +65,23 @@ class EquilibriumLayer(nn.Module):
             its defaults, with which the cell is compiled for the evaluations that
             autograd does not record: those of the forward solve. Defaults to None,
             not compiled.
+        evaluation_dtype (str, optional): ``'bfloat16'`` begins the forward solve in
+            bfloat16 and ends it in float32, see :class:`ReducedFunction`; and so the
+            adjoint solve of an :class:`ImplicitGradient`, if its tolerance is loose
+            enough. States, the arithmetic of the solvers and what autograd records for
+            the parameters stay in float32. It has no effect in the unrolled mode, where
+            autocast is on, and on a layer in half precision. Defaults to None, all in
+            float32.
 
     Attributes:
+        evaluation_dtype (str, optional): As it was given; may be set.
         configured (Equilibrium): Solver and gradient as they were given.
         unrolled (Unrolled): The unrolled mode of ``num_layers`` applications.
 
     Raises:
         TypeError: If ``cell`` is no :class:`Cell`.
+        ValueError: If ``evaluation_dtype`` is another one, or in the forward pass if
+            the injections are in float64 with one.
 
     Examples:
         >>> import torch
@@ -96,12 +107,15 @@ class EquilibriumLayer(nn.Module):
         num_layers: int = 5,
         initial_guess: Union[InitialGuess, dict] = dict(type='ZeroGuess'),
         compile_cell: Optional[dict] = None,
+        evaluation_dtype: Optional[str] = None,
     ) -> None:
         super().__init__()
+        check_choice('evaluation_dtype', evaluation_dtype, (None, 'bfloat16'))
         if not isinstance(cell, Cell):
             raise TypeError(f'cell must be a Cell, got {type(cell).__name__}')
         self.cell = cell
         self.compiler = None if compile_cell is None else CellCompiler(compile_cell)
+        self.evaluation_dtype = evaluation_dtype
         self.configured = Equilibrium(
             build(solver, FixedPointSolver, 'forward_solver'),
             build(gradient, EquilibriumGradient, 'gradient'),
@@ -230,7 +244,10 @@ class EquilibriumLayer(nn.Module):
         guess = initial_guess(injections, layout, dtype)
 
         f = CellFunction.freeze(self.cell, injections, layout, self.compiler)
-        forward_pass = ForwardPass(f, layout, guess, self.mode, state=guess)
+        mode = self.mode
+        forward_pass = ForwardPass(f, layout, guess, mode, guess)
+        if self.evaluation_dtype is not None and mode.takes_reduced:
+            forward_pass.reduced = f.reduced(getattr(torch, self.evaluation_dtype))
         differentiate = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*self.parameters(), *injections)
         )

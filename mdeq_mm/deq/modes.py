@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ from .solvers import FixedPointFunction, FixedPointSolver, Solution
 
 
 class Mode(ABC):
-    """What an :class:`EquilibriumLayer` does to get from its function to a state."""
+    """What an :class:`EquilibriumLayer` does to get from its function to a state.
+
+    Attributes:
+        takes_reduced (bool): Whether it uses ``f`` in reduced precision where the layer
+            has an ``evaluation_dtype``. Defaults to False.
+    """
+
+    takes_reduced: ClassVar[bool] = False
 
     @abstractmethod
     def run(
@@ -86,6 +93,8 @@ class Equilibrium(Mode):
         gradient (EquilibriumGradient): How to differentiate.
     """
 
+    takes_reduced = True
+
     solver: FixedPointSolver
     gradient: EquilibriumGradient
 
@@ -131,5 +140,9 @@ class Equilibrium(Mode):
                 to None.
         """
         return self.solver.solve(
-            forward_pass.f, forward_pass.guess.detach(), keep=keep, restrict=restrict
+            forward_pass.f,
+            forward_pass.guess.detach(),
+            keep=keep,
+            restrict=restrict,
+            reduced=forward_pass.reduced,
         )

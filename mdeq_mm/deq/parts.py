@@ -82,6 +82,9 @@ class _FreezableParametrization(ParametrizationList, FreezablePart):
         # Otherwise autocast would cast the weight in every evaluation.
         return weight.to(dtype=dtype)
 
+    def reduce(self, held: Tensor, dtype: torch.dtype) -> Tensor:
+        return held.to(dtype)
+
     def forward(self) -> Tensor:
         held = self.held
         return ParametrizationList.forward(self) if held is None else held

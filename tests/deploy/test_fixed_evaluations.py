@@ -59,6 +59,14 @@ def test_takes_all_evaluations(solver):
     assert cell.n_rows == [2] * solver.max_evals
 
 
+def test_takes_them_in_float32_whatever_the_layer_does():
+    layer = make_layer(TanhCell())
+    mode, x = FixedEvaluations(PicardSolver(max_evals=5)), torch.randn(2, 3, 4, 4)
+    expected = state_of(layer, mode, x)
+    layer.evaluation_dtype = 'bfloat16'
+    assert torch.equal(state_of(layer, mode, x), expected)
+
+
 def test_nan_stays_in_its_sample():
     torch.manual_seed(0)
     layer, x = make_layer(TanhCell()), torch.randn(3, 3, 4, 4)

@@ -66,6 +66,20 @@ class TestCompiledCell:
 
     @pytest.mark.slow
     @pytest.mark.versions
+    def test_solves_that_begin_in_bfloat16(self, models):
+        """One graph per precision."""
+        before = n_compiled()
+        pair = models(evaluation_dtype='bfloat16')
+        x = torch.rand(2, 3, 32, 32)
+        # In training mode, where no sample leaves the batch.
+        with torch.no_grad():
+            expected, found = (model(x) for model in pair)
+        for a, b in zip(found, expected):
+            assert (a - b).norm() <= 1e-2 * b.norm()
+        assert n_compiled() == before + 2
+
+    @pytest.mark.slow
+    @pytest.mark.versions
     def test_products_and_full_gradient_through_the_compiled_cell_itself(self, models):
         """The layer does without them, but they are right, also many through one."""
         _, model = models(dropout=0.3)

@@ -1,10 +1,11 @@
 """Fixed-point solvers: the loop that all share, and one file per method."""
 
 from .anderson import AndersonSolver
-from .base import FixedPointFunction, FixedPointSolver, MethodState
+from .base import FixedPointSolver, MethodState
 from .broyden import BroydenSolver
 from .low_rank import LowRankInverse
 from .picard import PicardSolver
+from .reduced import FixedPointFunction, ReducedFunction
 from .solution import Solution, SolveStatus
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'LowRankInverse',
     'MethodState',
     'PicardSolver',
+    'ReducedFunction',
     'Solution',
     'SolveStatus',
 ]

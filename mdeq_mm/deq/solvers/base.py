@@ -12,9 +12,8 @@ from torch import Tensor
 from ..checks import check_choice, check_int, check_number
 from . import loop
 from .low_rank import LowRankInverse
+from .reduced import FixedPointFunction, ReducedFunction
 from .solution import Solution
-
-FixedPointFunction = Callable[[Tensor], Tensor]
 
 STOP_MODES = ('abs', 'rel')
 RETURNS = ('iterate', 'evaluation')
@@ -46,7 +45,8 @@ class FixedPointSolver(ABC):
 
     The rules of every solver:
 
-    - ``f`` is called at most ``max_evals`` times and never again on the result.
+    - ``f`` is evaluated at most ``max_evals`` times for each sample and never again on
+      the result.
     - Stopping is per sample. A sample that has met the tolerance, or for which ``f``
       returned NaN or Inf, is frozen at its best result: that does not depend on its
       batch mates. The solve ends when every sample has stopped.
@@ -106,6 +106,7 @@ class FixedPointSolver(ABC):
         z0: Tensor,
         keep: Collection[int] = (),
         restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+        reduced: Optional[ReducedFunction] = None,
     ) -> Solution:
         """Solves ``z = f(z)``.
 
@@ -119,6 +120,8 @@ class FixedPointSolver(ABC):
                 samples, returns ``f`` for those samples, from ``(b, N)`` to ``(b, N)``.
                 With it, samples that have stopped leave the batch, and then no inverse
                 Jacobian is returned. Not together with ``keep``. Defaults to None.
+            reduced (ReducedFunction, optional): ``f`` in reduced precision, with which
+                each sample begins, see there. Defaults to None.
 
         Returns:
             Solution: The best state of each sample and how it was found.
@@ -127,7 +130,7 @@ class FixedPointSolver(ABC):
             ValueError: If ``z0`` or the result of ``f`` has the wrong shape or dtype,
                 or if both ``keep`` and ``restrict`` are given.
         """
-        return loop.solve(self, f, z0, keep, restrict)
+        return loop.solve(self, f, z0, keep, restrict, reduced)
 
     def pauses(
         self,
@@ -135,6 +138,7 @@ class FixedPointSolver(ABC):
         z0: Tensor,
         at: Optional[Collection[int]] = None,
         restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+        reduced: Optional[ReducedFunction] = None,
     ) -> Iterator[Solution]:
         """Solves ``z = f(z)`` as :meth:`solve` does, with pauses.
 
@@ -148,6 +152,7 @@ class FixedPointSolver(ABC):
                 after which to pause, as far as the solve gets. Defaults to None, after
                 each.
             restrict (Callable, optional): See :meth:`solve`.
+            reduced (ReducedFunction, optional): The same.
 
         Yields:
             Solution: What has been found so far; its samples may still run. The last
@@ -156,7 +161,7 @@ class FixedPointSolver(ABC):
         Raises:
             ValueError: As :meth:`solve`.
         """
-        return loop.pauses(self, f, z0, at, restrict)
+        return loop.pauses(self, f, z0, at, restrict, reduced)
 
     def init(self, z0: Tensor) -> MethodState:
         """Returns what the method remembers, before the first evaluation.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from typing import TYPE_CHECKING, Callable, Optional
 
 import torch
@@ -14,7 +14,9 @@ from .samples import Samples
 from .solution import Solution
 
 if TYPE_CHECKING:
-    from .base import FixedPointFunction, FixedPointSolver
+    from .base import FixedPointSolver
+    from .low_rank import LowRankInverse
+    from .reduced import FixedPointFunction, ReducedFunction
 
 _BROKEN = (
     'The function whose fixed point is sought returned NaN or Inf. The samples '
@@ -31,11 +33,12 @@ def solve(
     z0: Tensor,
     keep: Collection[int] = (),
     restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+    reduced: Optional[ReducedFunction] = None,
 ) -> Solution:
     """Runs a method: see :meth:`FixedPointSolver.solve`, which calls this."""
     if keep and restrict is not None:
         raise ValueError('keep and restrict cannot be given together')
-    *_, samples = evaluations(solver, f, z0, keep, restrict)
+    *_, samples = evaluations(solver, f, z0, keep, restrict, reduced)
     if samples.n_broken > 0:
         warnings.warn(_BROKEN, RuntimeWarning, stacklevel=3)
     return samples.solution()
@@ -47,9 +50,10 @@ def pauses(
     z0: Tensor,
     at: Optional[Collection[int]] = None,
     restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+    reduced: Optional[ReducedFunction] = None,
 ) -> Iterator[Solution]:
     """Runs a method with pauses: see :meth:`FixedPointSolver.pauses`."""
-    run = evaluations(solver, f, z0, restrict=restrict)
+    run = evaluations(solver, f, z0, restrict=restrict, reduced=reduced)
     for number, samples in enumerate(run, start=1):
         if at is None or number in at or samples.ended:
             yield samples.solution()
@@ -65,6 +69,7 @@ def evaluations(
     z0: Tensor,
     keep: Collection[int] = (),
     restrict: Optional[Callable[[Tensor], FixedPointFunction]] = None,
+    reduced: Optional[ReducedFunction] = None,
 ) -> Iterator[Samples]:
     """Runs a method and yields its books after each evaluation, always the same ones.
 
@@ -74,6 +79,7 @@ def evaluations(
         z0 (Tensor): The same.
         keep (Collection[int]): The same.
         restrict (Callable, optional): The same.
+        reduced (ReducedFunction, optional): The same.
 
     Yields:
         Samples: The books. They are closed after the last evaluation.
@@ -83,14 +89,58 @@ def evaluations(
             'z0 must be a floating point tensor of shape (B, N), '
             f'got {z0.dtype} of shape {tuple(z0.shape)}'
         )
-    z = z0.detach().to(torch.promote_types(z0.dtype, torch.float32))
+    z0 = z0.detach().to(torch.promote_types(z0.dtype, torch.float32))
+    compact = restrict is not None
+    if reduced is None:
+        samples = Samples(z0, solver.tol)
+        inverse = yield from _iterate(solver, samples, f, keep, restrict)
+    else:
+        samples = Samples(z0, solver.tol, solver.max_evals, reduced.resolution)
+        inverse = yield from _iterate(
+            solver, samples, reduced.f, keep, reduced.restrict if compact else None
+        )
+        if samples.some_wait:
+            yield samples
+            waited = samples.refine(compact)
+            if restrict is not None:
+                f = restrict(samples.rows)
+            refined = yield from _iterate(solver, samples, f, keep, restrict)
+            if inverse is not None:
+                inverse = refined and refined.where(waited, inverse)
+    samples.close(inverse)
+    yield samples
+
+
+def _iterate(
+    solver: FixedPointSolver,
+    samples: Samples,
+    f: FixedPointFunction,
+    keep: Collection[int],
+    restrict: Optional[Callable[[Tensor], FixedPointFunction]],
+) -> Generator[Samples, None, Optional[LowRankInverse]]:
+    """Runs a method in one precision, from an empty memory on.
+
+    It yields the books after each evaluation but the last one.
+
+    Args:
+        solver (FixedPointSolver): The method.
+        samples (Samples): The books.
+        f (Callable): See :meth:`FixedPointSolver.solve`.
+        keep (Collection[int]): See :meth:`FixedPointSolver.solve`.
+        restrict (Callable, optional): The same.
+
+    Returns:
+        LowRankInverse, optional: The approximate inverse Jacobian, if the method has
+        one and all samples are in the batch.
+    """
+    z = samples.best
     device = z.device.type
     interval = solver.check_interval or (1 if device == 'cpu' else 3)
-    samples = Samples(z, solver.tol)
     with torch.autocast(device, enabled=False):
         state = solver.init(z)
 
-    for number in range(1, solver.max_evals + 1):
+    before = samples.n_observed
+    for number in range(before + 1, before + solver.max_evals + 1):
         fz = f(z)
         if number == 1:
             refuse_transforms(fz)
@@ -105,10 +155,14 @@ def evaluations(
             g = solver.residual(state, z, fz)
             norm = measure(g, fz, solver.stop_mode)
             candidate = z if solver.returns == 'iterate' else fz
-            samples.observe(candidate, norm, look=number % interval == 0)
+            look = number % interval == 0
+            if samples.resolution > 0 and solver.stop_mode == 'abs':
+                samples.observe(candidate, norm, look, norms(fz))
+            else:
+                samples.observe(candidate, norm, look)
             if number in keep:
                 samples.keep(number, z, norm)
-        if number == solver.max_evals or samples.n_running == 0:
+        if number == before + solver.max_evals or samples.n_running == 0:
             break
         yield samples
         with torch.autocast(device, enabled=False):
@@ -124,9 +178,7 @@ def evaluations(
             del candidate, fz, g
 
     with torch.autocast(device, enabled=False):
-        inverse = None if samples.some_left else solver.inverse_jacobian(state)
-    samples.close(inverse)
-    yield samples
+        return None if samples.some_left else solver.inverse_jacobian(state)
 
 
 def refuse_transforms(x: Tensor) -> None:

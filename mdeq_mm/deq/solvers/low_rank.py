@@ -7,6 +7,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _N_PARTS = 8
 
@@ -85,6 +86,23 @@ class LowRankInverse:
     def apply_transpose(self, x: Tensor) -> Tensor:
         """Returns ``H^T x`` for ``x`` of shape ``(B, N)``."""
         return self._product(self.core.mT, x)
+
+    def where(self, mask: Tensor, other: LowRankInverse) -> LowRankInverse:
+        """Returns this one for the samples of a mask ``(B,)``, else the other one."""
+        size, mask = max(len(x.core[0]) for x in (self, other)), mask.view(-1, 1, 1)
+        mine, others = self._padded(size), other._padded(size)
+        return LowRankInverse(
+            torch.where(mask, mine.basis, others.basis),
+            torch.where(mask, mine.core, others.core),
+        )
+
+    def _padded(self, size: int) -> LowRankInverse:
+        """Returns the same matrix with zeros in further rows of ``S``."""
+        missing = size - self.core.shape[1]
+        return LowRankInverse(
+            pad(self.basis, (0, 0, 0, missing)),
+            pad(self.core, (0, missing, 0, missing)),
+        )
 
     def _product(self, core: Tensor, x: Tensor) -> Tensor:
         # Backward, where this is used, may run under autocast.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
 from .low_rank import LowRankInverse
+from .progress import Progress
 from .solution import Solution, SolveStatus
 
 
@@ -18,40 +18,6 @@ def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
         # Whole samples are copied, several times faster there than by torch.where.
         return torch.stack([n if m else o for m, n, o in zip(mask.tolist(), new, old)])
     return torch.where(mask.unsqueeze(1), new, old)
-
-
-@dataclass
-class _Progress:
-    """How far some samples have come.
-
-    Attributes:
-        rows (Tensor): Their numbers in the batch that the solve began with, int64.
-        best (Tensor): What the solve returns of the visited iterate of smallest
-            residual, ``(b, N)``.
-        residual (Tensor): Its residual, ``(b,)``.
-        status (Tensor): :class:`SolveStatus` codes, int64, ``(b,)``.
-        n_evals (Tensor): Evaluations while the sample ran, int64, ``(b,)``.
-    """
-
-    rows: Tensor
-    best: Tensor
-    residual: Tensor
-    status: Tensor
-    n_evals: Tensor
-
-    def select(self, rows: Tensor) -> _Progress:
-        return _Progress(*(getattr(self, item.name)[rows] for item in fields(self)))
-
-    @classmethod
-    def merge(cls, parts: list[_Progress]) -> _Progress:
-        """Joins parts and puts their samples into the order of the first batch."""
-        if len(parts) == 1:
-            return parts[0]
-        columns = [
-            torch.cat([getattr(part, item.name) for part in parts])
-            for item in fields(cls)
-        ]
-        return cls(*columns).select(columns[0].argsort())
 
 
 class Samples:
@@ -65,28 +31,48 @@ class Samples:
     :meth:`observe` looks only when it is told to. In between, the masks are right and
     the counts are not known.
 
+    In reduced precision a sample also stops, without an end of its solve, where this
+    precision can bring no more. :meth:`refine` has it run again.
+
     Args:
         z (Tensor): Initial states, ``(B, N)``.
         tol (float): Residual at which a sample has converged.
+        max_evals (int, optional): Evaluations after which a sample stops. Defaults to
+            None, when the loop ends.
+        resolution (float): How far the residuals may be off, see
+            :class:`ReducedFunction`; 0 in full precision. Defaults to 0.0.
 
     Attributes:
         running (Tensor): Which samples in the batch run, bool, ``(b,)``.
         n_running (int, optional): How many these are; None where nobody has looked.
         n_broken (int): Samples that are known to have broken down.
+        resolution (float): How far residuals may be off now.
         ended (bool): Whether the books are closed.
     """
 
-    def __init__(self, z: Tensor, tol: float) -> None:
+    def __init__(
+        self,
+        z: Tensor,
+        tol: float,
+        max_evals: Optional[int] = None,
+        resolution: float = 0.0,
+    ) -> None:
         n_evals = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        self._here = _Progress(
+        self._here = Progress(
             rows=torch.arange(len(z), device=z.device),
             best=z,
             residual=z.new_full((len(z),), torch.inf),
             status=torch.full_like(n_evals, SolveStatus.RUNNING),
             n_evals=n_evals,
+            n_reduced=torch.zeros_like(n_evals),
+            n_stale=torch.zeros_like(n_evals),
+            settled=torch.zeros_like(n_evals, dtype=torch.bool),
         )
-        self._gone: list[_Progress] = []
+        self._gone: list[Progress] = []
         self._tol = tol
+        self._max_evals = max_evals
+        self.resolution = resolution
+        self._had_reduced = resolution > 0
         self._trace: list[Tensor] = []
         self._iterates: dict[int, Tensor] = {}
         self._inverse_jacobian: Optional[LowRankInverse] = None
@@ -101,6 +87,16 @@ class Samples:
         return self._here.rows
 
     @property
+    def best(self) -> Tensor:
+        """The best states of the samples in the batch so far, ``(b, N)``."""
+        return self._here.best
+
+    @property
+    def n_observed(self) -> int:
+        """Evaluations that are in the books."""
+        return len(self._trace)
+
+    @property
     def active(self) -> Optional[Tensor]:
         """Which samples run, bool, ``(b,)``; None where all are known to."""
         return None if self.n_running == len(self.running) else self.running
@@ -110,7 +106,18 @@ class Samples:
         """Whether samples have left the batch."""
         return bool(self._gone)
 
-    def observe(self, z: Tensor, residual: Tensor, look: bool) -> None:
+    @property
+    def some_wait(self) -> bool:
+        """Whether samples wait for full precision."""
+        return any(bool(part.waits.any()) for part in (self._here, *self._gone))
+
+    def observe(
+        self,
+        z: Tensor,
+        residual: Tensor,
+        look: bool,
+        unit: Union[float, Tensor] = 1.0,
+    ) -> None:
         """Enters one evaluation into the books.
 
         Args:
@@ -118,16 +125,26 @@ class Samples:
                 ``(b, N)``. It is kept without a copy where all are the best so far.
             residual (Tensor): The residuals of these iterates, ``(b,)``.
             look (bool): Whether to find out how many samples run.
+            unit (float or Tensor): The residual that stands for ``||f(z)||``, ``(b,)``.
+                Defaults to 1.0, as for relative residuals.
         """
         here, running = self._here, self.running
         improved = running & (residual < here.residual)
         here.residual = torch.where(improved, residual, here.residual)
         here.n_evals = here.n_evals + running
         self._trace.append(self._whole(torch.where(running, residual, here.residual)))
-        here.status = here.status.masked_fill(
-            running & (residual <= self._tol), SolveStatus.CONVERGED
-        ).masked_fill(running & ~residual.isfinite(), SolveStatus.BROKEN_DOWN)
-        self.running = running = here.status == SolveStatus.RUNNING
+        if self.resolution > 0:
+            here.settle(running, improved, residual, self.resolution * unit, self._tol)
+        else:
+            here.status = here.status.masked_fill(
+                running & (residual <= self._tol), SolveStatus.CONVERGED
+            ).masked_fill(running & ~residual.isfinite(), SolveStatus.BROKEN_DOWN)
+        if self._max_evals is not None:
+            is_spent = (here.status == SolveStatus.RUNNING) & (
+                here.n_evals >= self._max_evals
+            )
+            here.status = here.status.masked_fill(is_spent, SolveStatus.BUDGET_SPENT)
+        self.running = running = (here.status == SolveStatus.RUNNING) & ~here.settled
 
         self.n_running = n_improved = None
         if look:
@@ -140,6 +157,33 @@ class Samples:
             here.best = z
         elif n_improved != 0:
             here.best = choose(improved, z, here.best)
+
+    def refine(self, compact: bool) -> Tensor:
+        """Begins full precision with the samples that wait for it.
+
+        What has been measured of them in reduced precision is forgotten but for the
+        best state.
+
+        Args:
+            compact (bool): Whether the batch becomes these samples alone. Otherwise it
+                is the batch that the solve began with.
+
+        Returns:
+            Tensor: Which samples of the first batch have waited, bool, ``(B,)``.
+        """
+        here = Progress.merge([self._here, *self._gone])
+        self._gone = []
+        waited = here.waits
+        here.settled = torch.zeros_like(waited)
+        here.residual = here.residual.masked_fill(waited, torch.inf)
+        if compact:
+            self._gone.append(here.select((~waited).nonzero().squeeze(1)))
+            here = here.select(waited.nonzero().squeeze(1))
+        self._here, self.resolution = here, 0.0
+        self.running = here.status == SolveStatus.RUNNING
+        self.n_running = int(self.running.sum())
+        self._n_broken_gone = 0
+        return waited
 
     def keep(self, number: int, z: Tensor, residual: Tensor) -> None:
         """Keeps the iterates of an evaluation, or the best where ``f`` broke down."""
@@ -183,7 +227,7 @@ class Samples:
 
     def solution(self) -> Solution:
         """Returns what has been found, so far or, with closed books, in the end."""
-        everyone = _Progress.merge([self._here, *self._gone])
+        everyone = Progress.merge([self._here, *self._gone])
         return Solution(
             state=everyone.best,
             residual=everyone.residual,
@@ -192,6 +236,7 @@ class Samples:
             trace=torch.stack(self._trace).nan_to_num(torch.inf, torch.inf),
             inverse_jacobian=self._inverse_jacobian,
             iterates=self._iterates,
+            n_reduced=everyone.n_reduced if self._had_reduced else None,
         )
 
     def _whole(self, row: Tensor) -> Tensor:

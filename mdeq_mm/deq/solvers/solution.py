@@ -41,7 +41,8 @@ class Solution:
         state (Tensor): For each sample the visited iterate ``z`` with the smallest
             residual, or ``f(z)`` if the solver ``returns`` that, ``(B, N)``.
         residual (Tensor): The residual of ``z`` in the measure of the solver's
-            ``stop_mode``, ``(B,)``; infinite where no evaluation was finite.
+            ``stop_mode``, ``(B,)``, in the precision in which the sample was evaluated
+            last; infinite where no evaluation in it was finite.
         status (Tensor): :class:`SolveStatus` codes, int64, ``(B,)``. No sample is
             ``RUNNING`` once the solve has ended.
         n_evals (Tensor): Evaluations of ``f`` until the sample stopped, int64,
@@ -53,6 +54,8 @@ class Solution:
             Defaults to None.
         iterates (dict[int, Tensor]): The iterates that were asked for, ``(B, N)``, by
             the number of their evaluation, counted from 1. Defaults to none.
+        n_reduced (Tensor, optional): How many of ``n_evals`` were in reduced precision,
+            int64, ``(B,)``. Defaults to None, for a solve without any.
     """
 
     state: Tensor
@@ -62,6 +65,7 @@ class Solution:
     trace: Tensor
     inverse_jacobian: Optional[LowRankInverse] = None
     iterates: dict[int, Tensor] = field(default_factory=dict)
+    n_reduced: Optional[Tensor] = None
 
     @property
     def converged(self) -> Tensor:

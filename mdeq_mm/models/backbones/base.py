@@ -75,6 +75,7 @@ class EquilibriumBackbone(BaseModule, ABC):
         num_layers: int,
         initial_guess: Union[InitialGuess, dict],
         compile_cell: Optional[dict],
+        evaluation_dtype: Optional[str],
     ) -> None:
         """Makes the equilibrium layer, and an identity for each of its feature maps.
 
@@ -88,6 +89,7 @@ class EquilibriumBackbone(BaseModule, ABC):
                 takes ``channels``, it gets those of the cell.
             compile_cell (dict, optional): Arguments of ``torch.compile``; None does not
                 compile.
+            evaluation_dtype (str, optional): See :class:`EquilibriumLayer`.
         """
         channels: Any = cell.channels
         guess = build(
@@ -97,7 +99,13 @@ class EquilibriumBackbone(BaseModule, ABC):
             defaults=dict(channels=channels),
         )
         self.equilibrium = EquilibriumLayer(
-            cell, forward_solver, gradient, num_layers, guess, compile_cell
+            cell,
+            forward_solver,
+            gradient,
+            num_layers,
+            guess,
+            compile_cell,
+            evaluation_dtype,
         )
         # Each has a name for whoever observes or explains one feature map. The layer
         # returns a tuple, and modules within the cell are called many times per image.

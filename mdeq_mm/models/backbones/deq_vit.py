@@ -71,6 +71,7 @@ class DEQViT(EquilibriumBackbone):
             equilibrium as well, -1 nothing. Defaults to -1.
         act_cfg (dict): Config of the activation. Defaults to ``dict(type='GELU')``.
         compile_cell (dict, optional): As for :class:`MDEQ`. Defaults to None.
+        evaluation_dtype (str, optional): As for :class:`MDEQ`. Defaults to None.
         init_cfg (dict or list[dict], optional): Initialization config. Defaults to
             None, Xavier's uniform distribution for every linear layer.
 
@@ -119,6 +120,7 @@ class DEQViT(EquilibriumBackbone):
         frozen_stages: int = -1,
         act_cfg: dict = dict(type='GELU'),
         compile_cell: Optional[dict] = None,
+        evaluation_dtype: Optional[str] = None,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
         super().__init__(in_channels, frozen_stages, False, init_cfg)
@@ -155,7 +157,13 @@ class DEQViT(EquilibriumBackbone):
             self.cls_token = nn.Parameter(torch.empty(1, width, 1, 1))
             nn.init.trunc_normal_(self.cls_token, std=0.5)
         self.add_equilibrium(
-            cell, forward_solver, gradient, num_layers, initial_guess, compile_cell
+            cell,
+            forward_solver,
+            gradient,
+            num_layers,
+            initial_guess,
+            compile_cell,
+            evaluation_dtype,
         )
         self.finish(deploy=False)
 

@@ -80,6 +80,10 @@ class MDEQ(EquilibriumBackbone):
             its defaults, with which the cell is compiled for the forward solve.
             Evaluations that autograd records are not compiled. Needs torch 2.5.
             Defaults to None, not compiled.
+        evaluation_dtype (str, optional): ``'bfloat16'`` begins the solves in bfloat16
+            and ends them in float32, without autocast of the model; see
+            :class:`EquilibriumLayer`. It is faster where the processor multiplies in
+            bfloat16. Defaults to None, all in float32.
         deploy (bool): Whether weight normalisation is folded into plain weights, see
             :meth:`switch_to_deploy`. Such a model loads the checkpoints that were saved
             after it. Defaults to False.
@@ -145,6 +149,7 @@ class MDEQ(EquilibriumBackbone):
         act_cfg: dict = dict(type='ReLU'),
         with_cp: Optional[bool] = None,
         compile_cell: Optional[dict] = None,
+        evaluation_dtype: Optional[str] = None,
         deploy: bool = False,
         init_cfg: Optional[Union[dict, list]] = None,
     ) -> None:
@@ -170,7 +175,13 @@ class MDEQ(EquilibriumBackbone):
         self.stem = make_stem(in_channels, width, downsample_times, **cfgs)
         self.injection = make_injection(width, len(branches), downsample_times, **cfgs)
         self.add_equilibrium(
-            function, forward_solver, gradient, num_layers, initial_guess, compile_cell
+            function,
+            forward_solver,
+            gradient,
+            num_layers,
+            initial_guess,
+            compile_cell,
+            evaluation_dtype,
         )
         self.finish(deploy)
 
