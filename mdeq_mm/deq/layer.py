@@ -204,9 +204,7 @@ class EquilibriumLayer(nn.Module):
 
     @contextmanager
     def observing(self, hook: PassHook) -> Iterator[None]:
-        """Calls a function for the passes of the calling thread, in a context.
-
-        Passes of other threads that share the model are not seen.
+        """Calls a function for the passes of the calling thread alone, in a context.
 
         Args:
             hook (Callable): See :meth:`register_pass_hook`.
@@ -253,7 +251,7 @@ class EquilibriumLayer(nn.Module):
         )
         # Samples leave the batch only where nobody asks for more than the result.
         whole = self.training or differentiate
-        forward_pass.state = forward_pass.mode.run(
+        forward_pass.state = mode.run(
             forward_pass,
             differentiate,
             keep=keep if self.training else (),
