@@ -54,6 +54,17 @@ NO_INTERPRETER = 'no interpreter'
 NOT_INSTALLED = 'not installed'
 
 
+def lines_of(name: str) -> list[str]:
+    """Returns the requirements of a file and of those that it includes."""
+    found = []
+    for line in (REQUIREMENTS / name).read_text().splitlines():
+        if line.startswith('-r '):
+            found += lines_of(line.removeprefix('-r '))
+        elif line and not line.startswith('#'):
+            found.append(line)
+    return found
+
+
 @dataclass(frozen=True)
 class Cell:
     """An environment.
@@ -74,11 +85,11 @@ class Cell:
     tests: tuple[str, ...] = ()
 
     def requirements(self) -> list[str]:
-        """Returns what pip is asked for."""
+        """Returns what pip is asked for, what the tests need included."""
         found = []
-        for line in (REQUIREMENTS / self.file).read_text().splitlines():
-            name = re.match(r'[\w.-]*', line)[0]
-            if name and name not in self.without:
+        for line in (*lines_of(self.file), *lines_of('tests.txt')):
+            name = re.match(r'[\w.-]+', line)[0]
+            if name not in self.without:
                 keep = self.pinned is None or name in self.pinned
                 found.append(line if keep else name)
         return found
@@ -145,8 +156,7 @@ def install(cell: Cell, python: str, folder: Path) -> Path:
     environ = {**os.environ, 'PATH': f'{inside.parent}{os.pathsep}{os.environ["PATH"]}'}
     if cell.file == 'classic.txt':
         run(*pip, '-r', REQUIREMENTS / 'classic-build.txt')
-    tests = ('-r', REQUIREMENTS / 'tests.txt')
-    run(*pip, *cell.requirements(), *tests)
+    run(*pip, *cell.requirements())
     if cell.file == 'classic.txt':
         mmcv = ('-r', REQUIREMENTS / 'classic-mmcv.txt')
         run(*pip, '--no-build-isolation', *mmcv, env=environ)

@@ -11,6 +11,7 @@ def test_requirements_are_those_of_the_cells():
     default = run.CELLS['default'].requirements()
     assert all(re.search('==', line) for line in default)
     assert 'mmengine==0.10.7' in default
+    assert {'hypothesis==6.170.17', 'torchdeq==0.1.0'} <= set(default)
     assert 'onedl-mmengine==0.10.12' in run.CELLS['onedl'].requirements()
 
 
@@ -28,7 +29,7 @@ def test_what_is_not_pinned():
     lines = run.CELLS['newest torch'].requirements()
     assert {'torch', 'torchvision', 'numpy', 'mmengine==0.10.7'} <= set(lines)
     older = run.CELLS['Python 3.10'].requirements()
-    assert 'numpy' in older
+    assert {'numpy', 'hypothesis', 'torchdeq'} <= set(older)
     assert any(line.startswith('torch==') for line in older)
 
 

@@ -1,0 +1,48 @@
+"""``compile`` in a config, with which mmengine compiles the steps of a model."""
+
+import pytest
+import torch
+from mmengine.utils import digit_version
+
+from ..isolation import NO_WORKERS
+
+SEGMENTOR = 'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
+
+
+@pytest.fixture
+def losses(root, run_tool, workplace, tmp_path, scalars):
+    """Trains an unrolled iteration and one at the equilibrium; returns the logs."""
+
+    def train(name, *options):
+        run_tool(
+            *('train.py', root / 'configs' / SEGMENTOR),
+            *('--work-dir', tmp_path / name, *NO_WORKERS, 'randomness.seed=0'),
+            *('train_cfg.max_iters=2', 'train_cfg.val_interval=2'),
+            *('train_dataloader.batch_size=2', 'val_dataloader.dataset.indices=2'),
+            'default_hooks.equilibrium.pretrain_iters=1',
+            'default_hooks.logger.interval=1',
+            *options,
+            cwd=workplace,
+        )
+        timed = ('time', 'data_time')
+        return [
+            {key: value for key, value in record.items() if key not in timed}
+            for record in scalars(tmp_path / name)
+        ]
+
+    return train
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.5'),
+    reason='torch before 2.5 compiles less of Python',
+)
+def test_training_is_that_of_a_model_that_is_not_compiled(losses):
+    plain = losses('plain')
+    assert 'forward_evals' in plain[1]
+    compiled = losses('compiled', 'compile.backend=eager')
+    assert len(compiled) == len(plain)
+    for expected, actual in zip(plain, compiled):
+        # The order of some sums is another one.
+        assert actual == pytest.approx(expected, rel=1e-2, nan_ok=True)
