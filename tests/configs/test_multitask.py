@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 NAMES = sorted(path.name for path in (CONFIGS / 'multitask').glob('*.py'))
 # The task of each config that gives the backbone, and what gives the other.
 PARTS = {
-    'mdeq-micro_1xb64-1xb8-500_digits-digit-scenes.py': dict(
+    'mdeq-micro_1xb64-1xb8-1200_digits-digit-scenes.py': dict(
         digits='classification/mdeq-tiny_1xb64_digits.py',
         scenes='segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py',
     ),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytestmark = [pytest.mark.slow, pytest.mark.versions]
-BASE = 'multitask/mdeq-micro_1xb64-1xb8-500_digits-digit-scenes.py'
+BASE = 'multitask/mdeq-micro_1xb64-1xb8-1200_digits-digit-scenes.py'
 TEXT = """
 model = dict(
     backbone=dict(

@@ -8,7 +8,7 @@ from mdeq_mm.engine import StrictLoadingHook
 
 SEGMENTOR = 'configs/segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 CITYSCAPES = 'configs/segmentation/fcn_mdeq-small_4xb3-500e_cityscapes-512x1024.py'
-MULTITASK = 'configs/multitask/mdeq-micro_1xb64-1xb8-500_digits-digit-scenes.py'
+MULTITASK = 'configs/multitask/mdeq-micro_1xb64-1xb8-1200_digits-digit-scenes.py'
 CLASSIFIER = 'configs/classification/mdeq-tiny_1xb64_digits.py'
 
 

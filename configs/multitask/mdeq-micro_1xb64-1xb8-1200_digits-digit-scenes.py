@@ -33,11 +33,11 @@ test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 del Config, digits, scenes, backbone
 
-iters = 500
+iters = 1200
 train_cfg = dict(max_iters=iters, val_interval=iters)
 param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=iters, by_epoch=False)
 ]
 default_hooks = _base_.mdeq_hooks
-default_hooks.equilibrium.pretrain_iters = 375
+default_hooks.equilibrium.pretrain_iters = 900
 default_hooks.checkpoint.update(by_epoch=False, interval=iters)
