@@ -318,6 +318,11 @@ class TestSetting:
         with pytest.raises(ValueError, match='evaluation_dtype must be one of'):
             make_layer(evaluation_dtype=value)
 
+    def test_wrong_value_is_not_set(self, layer):
+        with pytest.raises(ValueError, match="one of .*bfloat16.*, got 'bf16'"):
+            layer.evaluation_dtype = 'bf16'
+        assert layer.evaluation_dtype == BFLOAT16
+
     def test_float64_is_refused(self, layer):
         message = "evaluation_dtype must be None for a model in float64.*'bfloat16'"
         with pytest.raises(ValueError, match=message):
