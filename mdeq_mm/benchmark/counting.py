@@ -44,7 +44,7 @@ def count_work(layer: EquilibriumLayer) -> Iterator[Work]:
     def count_products(adjoint: Solution) -> None:
         # The backward of a pass may come after the context.
         if counting:
-            work.products += len(adjoint.trace)
+            work.products += _n_calls(adjoint)
 
     def observe(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
         forward_pass.register_adjoint_hook(count_products)
@@ -55,6 +55,15 @@ def count_work(layer: EquilibriumLayer) -> Iterator[Work]:
             yield work
     finally:
         counting = False
+
+
+def _n_calls(solution: Solution) -> int:
+    """Returns how often a solve has called its functions."""
+    if solution.n_reduced is None:
+        return len(solution.trace)
+    # Samples that wait for full precision have no row of the trace meanwhile.
+    in_full = solution.n_evals - solution.n_reduced
+    return sum(max(n.tolist(), default=0) for n in (solution.n_reduced, in_full))
 
 
 @contextmanager

@@ -86,10 +86,10 @@ class CellFunction:
         return self.layout.pack(features).to(state.dtype)
 
     def reduced(self, dtype: torch.dtype) -> Optional[ReducedFunction]:
-        """Returns the same function in reduced precision, without a graph to weights.
+        """Returns the same function in reduced precision.
 
         The cell is evaluated under autocast. What is the same in all evaluations is
-        cast once, here: injections and normalised weights.
+        cast once, here, and without a graph: injections and normalised weights.
 
         Args:
             dtype (torch.dtype): The dtype that autocast computes in.
@@ -114,7 +114,9 @@ class CellFunction:
             self,
             injections=[_cast(x.detach(), dtype) for x in self.injections],
             frozen=self.frozen.reduce(dtype),
-            autocast=partial(torch.autocast, device, dtype),
+            # Where autocast is switched off around, its casts would outlive a solve,
+            # and a change of the weights.
+            autocast=partial(torch.autocast, device, dtype, cache_enabled=False),
             dtype=dtype,
         )
         return ReducedFunction(function, torch.finfo(dtype).eps, function.restrict)

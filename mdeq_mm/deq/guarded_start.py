@@ -77,7 +77,12 @@ class GuardedStart(Equilibrium):
             is_good[:, None], torch.zeros_like(guess)
         )
         solution = super().solve(forward_pass, keep, restrict)
-        return replace(solution, n_evals=solution.n_evals + ~is_good)
+        n_reduced = solution.n_reduced
+        return replace(
+            solution,
+            n_evals=solution.n_evals + ~is_good,
+            n_reduced=None if n_reduced is None else n_reduced + ~is_good,
+        )
 
 
 def _known_at_first(f: FixedPointFunction, fz: Tensor) -> FixedPointFunction:

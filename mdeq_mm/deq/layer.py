@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ class _Override:
 
 
 _OVERRIDES: LocalStack[_Override] = LocalStack()
+_OBSERVERS: LocalStack[tuple[EquilibriumLayer, PassHook]] = LocalStack()
 
 
 class EquilibriumLayer(nn.Module):
@@ -63,25 +63,21 @@ class EquilibriumLayer(nn.Module):
             ``dict(type='ZeroGuess')``.
         compile_cell (dict, optional): Arguments of ``torch.compile``, ``dict()`` for
             its defaults, with which the cell is compiled for the evaluations that
-            autograd does not record: those of the forward solve. Defaults to None,
-            not compiled.
+            autograd does not record. Defaults to None, not compiled.
         evaluation_dtype (str, optional): ``'bfloat16'`` begins the forward solve in
             bfloat16 and ends it in float32, see :class:`ReducedFunction`; and so the
             adjoint solve of an :class:`ImplicitGradient`, if its tolerance is loose
             enough. States, the arithmetic of the solvers and what autograd records for
-            the parameters stay in float32. It has no effect in the unrolled mode, where
-            autocast is on, and on a layer in half precision. Defaults to None, all in
-            float32.
+            the parameters stay in float32. It has no effect in the unrolled mode, under
+            autocast, and on layers in half precision. Defaults to None, all in float32.
 
     Attributes:
-        evaluation_dtype (str, optional): As it was given; may be set.
         configured (Equilibrium): Solver and gradient as they were given.
         unrolled (Unrolled): The unrolled mode of ``num_layers`` applications.
 
     Raises:
         TypeError: If ``cell`` is no :class:`Cell`.
-        ValueError: If ``evaluation_dtype`` is another one, or in the forward pass if
-            the injections are in float64 with one.
+        ValueError: If ``evaluation_dtype`` is another one, or not None in float64.
 
     Examples:
         >>> import torch
@@ -110,7 +106,6 @@ class EquilibriumLayer(nn.Module):
         evaluation_dtype: Optional[str] = None,
     ) -> None:
         super().__init__()
-        check_choice('evaluation_dtype', evaluation_dtype, (None, 'bfloat16'))
         if not isinstance(cell, Cell):
             raise TypeError(f'cell must be a Cell, got {type(cell).__name__}')
         self.cell = cell
@@ -148,6 +143,16 @@ class EquilibriumLayer(nn.Module):
         if not isinstance(mode, Mode):
             raise TypeError(f'mode must be a Mode, got {mode!r}')
         self._mode = mode
+
+    @property
+    def evaluation_dtype(self) -> Optional[str]:
+        """As it was given; may be set."""
+        return self._evaluation_dtype
+
+    @evaluation_dtype.setter
+    def evaluation_dtype(self, evaluation_dtype: Optional[str]) -> None:
+        check_choice('evaluation_dtype', evaluation_dtype, (None, 'bfloat16'))
+        self._evaluation_dtype = evaluation_dtype
 
     @property
     def trains(self) -> bool:
@@ -209,13 +214,7 @@ class EquilibriumLayer(nn.Module):
         Args:
             hook (Callable): See :meth:`register_pass_hook`.
         """
-        thread = threading.get_ident()
-
-        def of_this_thread(layer: EquilibriumLayer, forward_pass: ForwardPass) -> None:
-            if threading.get_ident() == thread:
-                hook(layer, forward_pass)
-
-        with self.register_pass_hook(of_this_thread):
+        with _OBSERVERS.pushed((self, hook)):
             yield
 
     def forward(self, injections: Sequence[Tensor]) -> EquilibriumOutput:
@@ -259,7 +258,8 @@ class EquilibriumLayer(nn.Module):
         )
         if forward_pass.solution is not None:
             initial_guess.update(forward_pass.solution.state, layout)
-        for hook in tuple(self._pass_hooks.values()):
+        observers = [hook for layer, hook in _OBSERVERS.items if layer is self]
+        for hook in (*self._pass_hooks.values(), *observers):
             hook(self, forward_pass)
         # Views would keep the whole state alive, and could not be changed in place.
         features = tuple(

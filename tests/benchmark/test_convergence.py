@@ -36,6 +36,15 @@ def test_whole_budget(model):
     assert (trace[-1] < 1e-3 * trace[0]).all()
 
 
+def test_solves_that_begin_in_bfloat16(model):
+    """Some images wait for others, which no row of the trace shows."""
+    model.float().backbone.equilibrium.evaluation_dtype = 'bfloat16'
+    scale = torch.tensor([1e-2, 1.0, 30.0]).view(3, 1, 1, 1)
+    images = torch.rand(4, 3, 3, 8, 8) * scale
+    trace = convergence_trace(model, [dict(inputs=x) for x in images], 12, 25)
+    assert trace.shape == (25, 12)
+
+
 def test_fewer_samples_than_asked_for(model):
     assert convergence_trace(model, batches([2], []), 3, 4).shape == (4, 2)
 

@@ -2,7 +2,14 @@ import torch
 from torch import nn
 
 from mdeq_mm.benchmark import count_saved_bytes, count_work
-from mdeq_mm.deq import BroydenSolver, ImplicitGradient, PhantomGradient, Unrolled
+from mdeq_mm.deq import (
+    BroydenSolver,
+    ImplicitGradient,
+    PhantomGradient,
+    PicardSolver,
+    ReducedFunction,
+    Unrolled,
+)
 
 SPENT = BroydenSolver(max_evals=4, tol=0)
 ADJOINT = ImplicitGradient(BroydenSolver(max_evals=3, tol=0))
@@ -33,6 +40,26 @@ class TestCountWork:
             with layer.using(**override), count_work(layer) as work:
                 sum(out.sum() for out in backbone(images)).backward()
             assert (work.evaluations, work.products) == (n_evals, 0)
+
+    def test_products_in_both_precisions(self, backbone, images):
+        """Those in full precision begin when the last sample has come as far."""
+        slope, calls = torch.tensor([[0.1], [0.9]]), []
+
+        def f(z):
+            calls.append(z)
+            return slope * z + 1
+
+        reduced = ReducedFunction(lambda z: f(z).bfloat16(), 2**-7)
+        solver = PicardSolver(20, 1e-5, damping=1)
+        adjoint = solver.solve(f, torch.zeros(2, 3), reduced=reduced)
+        assert len(calls) > adjoint.n_evals.max() == len(adjoint.trace)
+        layer = backbone.equilibrium
+        with torch.no_grad(), count_work(layer) as work:
+            layer.register_pass_hook(
+                lambda _, done: done.adjoint_record.report(adjoint)
+            )
+            backbone(images)
+        assert work.products == len(calls)
 
     def test_ends_with_the_context(self, backbone, images):
         layer = backbone.equilibrium

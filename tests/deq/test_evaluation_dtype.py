@@ -260,6 +260,16 @@ class TestOtherModes:
         assert len(layer.cell.dtypes) == len(second.solution.trace)
         assert layer.cell.dtypes[0] == torch.bfloat16
 
+    def test_evaluation_in_vain_is_counted_in_its_precision(self):
+        layer = make_layer(PicardSolver(60, 0.25)).eval()
+        mode = GuardedStart(PicardSolver(60, 0.25), PhantomGradient())
+        guess = PreviousGuess().eval()
+        with torch.no_grad(), layer.using(mode=mode, initial_guess=guess):
+            layer((X,))
+            solution = layer((-X,)).forward_pass.solution
+        assert layer.cell.dtypes[-1] == torch.bfloat16
+        assert torch.equal(solution.n_reduced, solution.n_evals)
+
 
 class TestWhereItHasNoEffect:
     def test_default(self):
@@ -289,12 +299,29 @@ class TestWhereItHasNoEffect:
         gradients(layer)
         assert autocast_dtype('cpu') is None
 
+    def test_within_autocast_that_is_off(self):
+        """There autocast keeps casts, which a step of an optimizer makes stale."""
+        layer = make_layer(AndersonSolver(30, 0.25))
+        with torch.autocast('cpu', enabled=False), torch.no_grad():
+            layer((X,))
+            with torch.enable_grad():
+                gradients(layer)
+            layer.cell.mix.weight.mul_(-3)
+            found = layer((X,)).features[0]
+        with torch.no_grad():
+            assert torch.equal(found, layer((X,)).features[0])
+
 
 class TestSetting:
     @pytest.mark.parametrize('value', ['float16', torch.bfloat16, True])
     def test_wrong_value(self, value):
         with pytest.raises(ValueError, match='evaluation_dtype must be one of'):
             make_layer(evaluation_dtype=value)
+
+    def test_wrong_value_is_not_set(self, layer):
+        with pytest.raises(ValueError, match="one of .*bfloat16.*, got 'bf16'"):
+            layer.evaluation_dtype = 'bf16'
+        assert layer.evaluation_dtype == BFLOAT16
 
     def test_float64_is_refused(self, layer):
         message = "evaluation_dtype must be None for a model in float64.*'bfloat16'"

@@ -494,6 +494,15 @@ class TestPassHook:
         layer(INJECTIONS)
         assert len(seen) == 1
 
+    def test_observing_ends_with_its_context(self, layer):
+        seen = []
+        with layer.observing(lambda *_: seen.append('outer')):
+            with layer.observing(lambda *_: seen.append('inner')):
+                layer(INJECTIONS)
+            layer(INJECTIONS)
+        layer(INJECTIONS)
+        assert seen == ['outer', 'inner', 'outer']
+
     def test_observing_sees_the_calling_thread_alone(self, layer):
         seen = []
         with layer.observing(lambda hooked, passed: seen.append((hooked, passed))):

@@ -148,6 +148,14 @@ MUTATIONS = (
         ('tests/deq/solvers/test_reduced.py', 'tests/deq/test_evaluation_dtype.py'),
     ),
     Mutation(
+        'rows of the trace in which a sample waits',
+        'loop',
+        'mdeq_mm/deq/solvers/samples.py',
+        'number = number + n_waited * (number >= n_reduced)',
+        'number = number + 0 * n_waited',
+        ('tests/deq/solvers/test_reduced.py', 'tests/deq/test_evaluation_dtype.py'),
+    ),
+    Mutation(
         'products in reduced precision are taken to be as exact as evaluations',
         'implicit',
         'mdeq_mm/deq/gradients/implicit.py',
@@ -560,8 +568,8 @@ MUTATIONS = (
         'passes of every thread are observed',
         'freeze',
         'mdeq_mm/deq/layer.py',
-        'if threading.get_ident() == thread:',
-        'if threading.get_ident():',
+        '_OBSERVERS: LocalStack[tuple[EquilibriumLayer, PassHook]] = LocalStack()',
+        '_OBSERVERS = type("", (), dict(items=[], pushed=LocalStack.pushed))()',
         ('tests/deq/test_layer.py', 'tests/inference/test_predictor.py'),
     ),
     Mutation(

@@ -102,10 +102,16 @@ def evaluations(
         if samples.some_wait:
             yield samples
             waited = samples.refine(compact)
+            all_waited = samples.n_running == len(waited)
+            if all_waited:
+                # Its history must not lie next to the one that begins.
+                inverse = None
             if restrict is not None:
                 f = restrict(samples.rows)
             refined = yield from _iterate(solver, samples, f, keep, restrict)
-            if inverse is not None:
+            if all_waited:
+                inverse = refined
+            elif inverse is not None:
                 inverse = refined and refined.where(waited, inverse)
     samples.close(inverse)
     yield samples

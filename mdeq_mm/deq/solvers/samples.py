@@ -73,6 +73,7 @@ class Samples:
         self._max_evals = max_evals
         self.resolution = resolution
         self._had_reduced = resolution > 0
+        self._n_before = 0
         self._trace: list[Tensor] = []
         self._iterates: dict[int, Tensor] = {}
         self._inverse_jacobian: Optional[LowRankInverse] = None
@@ -143,7 +144,11 @@ class Samples:
             is_spent = (here.status == SolveStatus.RUNNING) & (
                 here.n_evals >= self._max_evals
             )
-            here.status = here.status.masked_fill(is_spent, SolveStatus.BUDGET_SPENT)
+            here.status = here.status.masked_fill(
+                is_spent, SolveStatus.BUDGET_SPENT
+            ).masked_fill(
+                is_spent & running & ~residual.isfinite(), SolveStatus.BROKEN_DOWN
+            )
         self.running = running = (here.status == SolveStatus.RUNNING) & ~here.settled
 
         self.n_running = n_improved = None
@@ -180,9 +185,10 @@ class Samples:
             self._gone.append(here.select((~waited).nonzero().squeeze(1)))
             here = here.select(waited.nonzero().squeeze(1))
         self._here, self.resolution = here, 0.0
+        self._n_before = self.n_observed
         self.running = here.status == SolveStatus.RUNNING
         self.n_running = int(self.running.sum())
-        self._n_broken_gone = 0
+        self._n_broken_gone = self.n_broken if compact else 0
         return waited
 
     def keep(self, number: int, z: Tensor, residual: Tensor) -> None:
@@ -233,11 +239,21 @@ class Samples:
             residual=everyone.residual,
             status=everyone.status,
             n_evals=everyone.n_evals,
-            trace=torch.stack(self._trace).nan_to_num(torch.inf, torch.inf),
+            trace=self._whole_trace(everyone.n_reduced),
             inverse_jacobian=self._inverse_jacobian,
             iterates=self._iterates,
             n_reduced=everyone.n_reduced if self._had_reduced else None,
         )
+
+    def _whole_trace(self, n_reduced: Tensor) -> Tensor:
+        """Returns the trace, without rows in which a sample has waited for others."""
+        trace = torch.stack(self._trace).nan_to_num(torch.inf, torch.inf)
+        if not self._had_reduced:
+            return trace
+        number = torch.arange(len(trace), device=trace.device).unsqueeze(1)
+        n_waited = (self._n_before - n_reduced).clamp_min(0)
+        number = number + n_waited * (number >= n_reduced)
+        return trace.gather(0, number.clamp_max(len(trace) - 1))[: self._max_evals]
 
     def _whole(self, row: Tensor) -> Tensor:
         """Completes a row of the trace by the samples that have left the batch."""

@@ -47,8 +47,8 @@ class Solution:
             ``RUNNING`` once the solve has ended.
         n_evals (Tensor): Evaluations of ``f`` until the sample stopped, int64,
             ``(B,)``.
-        trace (Tensor): Residual of every evaluation, ``(n, B)``. A sample that has
-            stopped keeps the value of the iterate it is frozen at.
+        trace (Tensor): Residual of every evaluation of each sample, ``(n, B)``. A
+            sample that has stopped keeps the value of the iterate it is frozen at.
         inverse_jacobian (LowRankInverse, optional): Approximate inverse Jacobian of
             ``f(z) - z`` at the last iterate, where the method has one.
             Defaults to None.

@@ -1,5 +1,7 @@
 """Solves that begin in reduced precision, with every solver of the table."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -79,7 +81,6 @@ class TestEverySolver:
         assert functions.low.n_calls == solution.n_reduced.max()
         n_full = solution.n_evals - solution.n_reduced
         assert functions.full.n_calls == n_full.max()
-        assert len(solution.trace) == functions.low.n_calls + functions.full.n_calls
         if compact:
             assert functions.low.n_evals == solution.n_reduced.sum()
             assert functions.full.n_evals == n_full.sum()
@@ -107,6 +108,10 @@ class TestEverySolver:
             )
             assert alone.n_evals[0] == together.n_evals[sample]
             assert alone.n_reduced[0] == together.n_reduced[sample]
+            # No row says how long it has waited for its batch mates.
+            trace = together.trace[: len(alone.trace), sample]
+            torch.testing.assert_close(trace, alone.trace[:, 0], rtol=1e-5, atol=1e-9)
+            assert (together.trace[len(alone.trace) :, sample] == trace[-1]).all()
             torch.testing.assert_close(
                 alone.state[0], together.state[sample], rtol=1e-6, atol=1e-9
             )
@@ -152,7 +157,8 @@ class TestSwitch:
             functions.full.states[1],
         )
         assert number == len(before)
-        for sample, index in enumerate(solution.trace[:number].argmin(0).tolist()):
+        for sample, own in enumerate(solution.n_reduced.tolist()):
+            index = solution.trace[:own, sample].argmin()
             assert torch.equal(first[sample], before[index][sample])
         torch.testing.assert_close(second, functions.full.f(first))
 
@@ -174,8 +180,8 @@ class TestSwitch:
         f, solver = contraction(), PicardSolver(max_evals=400, tol=1e-6, damping=1)
         solution = solver.solve(f, zeros(), reduced=ReducedFunction(noisy, RESOLUTION))
         assert solution.converged.all()
-        best = solution.trace[: int(solution.n_reduced.max())].argmin(0) + 1
-        assert (solution.n_reduced == best + PATIENCE).all()
+        for sample, own in enumerate(solution.n_reduced.tolist()):
+            assert own == solution.trace[:own, sample].argmin() + 1 + PATIENCE
 
     @pytest.mark.parametrize('interval', [1, 2, 3])
     @pytest.mark.parametrize('compact', [False, True])
@@ -196,6 +202,36 @@ class TestSwitch:
         assert set(solution.iterates) == set(range(1, len(states) + 1))
         for number, state in enumerate(states, start=1):
             assert torch.equal(solution.iterates[number], state)
+
+    @pytest.mark.parametrize('compact', [False, True])
+    def test_breakdown_with_the_last_of_the_budget(self, compact):
+        """No evaluation is left for full precision. Another sample has one left."""
+        functions = Functions(breaks={7: [4]})
+        with pytest.warns(RuntimeWarning, match='NaN or Inf'):
+            solution = functions.solve(PicardSolver(4, 0.0, damping=1), compact)
+        expected = [*[SolveStatus.BUDGET_SPENT] * 7, SolveStatus.BROKEN_DOWN]
+        assert solution.status.tolist() == expected
+        assert (solution.n_evals == 4).all()
+        assert solution.n_reduced[[0, 7]].tolist() == [3, 4]
+
+    def test_history_of_reduced_precision_is_let_go_of(self):
+        """Where all go on, that of full precision does not lie next to it."""
+        functions, starts, kept = Functions(), [], []
+
+        class Noting(BroydenSolver):
+            def init(self, z0):
+                starts.append(z0)
+                assert all(inverse() is None for inverse in kept)
+                return super().init(z0)
+
+            def inverse_jacobian(self, state):
+                inverse = super().inverse_jacobian(state)
+                kept.append(weakref.ref(inverse))
+                return inverse
+
+        solution = functions.solve(Noting(max_evals=60, tol=TIGHT))
+        assert len(starts) == len(kept) == 2
+        assert solution.inverse_jacobian is kept[-1]()
 
     def test_inverse_is_that_of_the_last_precision_of_each_sample(self):
         tol = 1.5 * RESOLUTION
