@@ -246,8 +246,9 @@ class EquilibriumLayer(nn.Module):
         forward_pass = ForwardPass(f, layout, guess, mode, guess)
         if self.evaluation_dtype is not None and mode.takes_reduced:
             forward_pass.reduced = f.reduced(getattr(torch, self.evaluation_dtype))
+        # Where a solve starts has no gradient, so the guess does not count.
         differentiate = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (*self.parameters(), *injections)
+            tensor.requires_grad for tensor in (*self.cell.parameters(), *injections)
         )
         # Samples leave the batch only where nobody asks for more than the result.
         whole = self.training or differentiate

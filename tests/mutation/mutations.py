@@ -1334,6 +1334,22 @@ MUTATIONS = (
         ('tests/engine/hooks/test_initial_guess_loss_hook.py',),
     ),
     Mutation(
+        'statistics of the frozen rest move',
+        'loss',
+        'mdeq_mm/engine/hooks/initial_guess_loss_hook.py',
+        'runner.model.eval()',
+        'pass',
+        ('tests/engine/hooks/test_initial_guess_loss_hook.py',),
+    ),
+    Mutation(
+        'a guess alone asks for the gradient of the solve',
+        'loss',
+        'mdeq_mm/deq/layer.py',
+        'in (*self.cell.parameters(), *injections)',
+        'in (*self.parameters(), *injections)',
+        ('tests/engine/hooks/test_initial_guess_loss_hook.py',),
+    ),
+    Mutation(
         'extra losses replace those of the model',
         'loss',
         'mdeq_mm/engine/hooks/base.py',
