@@ -250,13 +250,12 @@ class EquilibriumLayer(nn.Module):
         differentiate = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*self.cell.parameters(), *injections)
         )
-        # Samples leave the batch only where nobody asks for more than the result.
-        whole = self.training or differentiate
         forward_pass.state = mode.run(
             forward_pass,
             differentiate,
             keep=keep if self.training else (),
-            restrict=None if whole else f.restrict,
+            # Samples leave the batch only where nobody asks for more than the result.
+            restrict=None if self.training or differentiate else f.restrict,
         )
         if forward_pass.solution is not None:
             initial_guess.update(forward_pass.solution.state, layout)

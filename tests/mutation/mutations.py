@@ -199,8 +199,8 @@ MUTATIONS = (
         'samples leave in evaluation with gradients',
         'loop',
         'mdeq_mm/deq/layer.py',
-        'whole = self.training or differentiate',
-        'whole = self.training',
+        'None if self.training or differentiate else',
+        'None if self.training else',
         ('tests/deq/test_layer.py',),
     ),
     Mutation(
