@@ -245,16 +245,16 @@ class EquilibriumLayer(nn.Module):
         forward_pass = ForwardPass(f, layout, guess, mode, guess)
         if self.evaluation_dtype is not None and mode.takes_reduced:
             forward_pass.reduced = f.reduced(getattr(torch, self.evaluation_dtype))
+        # Where a solve starts has no gradient, so the guess does not count.
         differentiate = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (*self.parameters(), *injections)
+            tensor.requires_grad for tensor in (*self.cell.parameters(), *injections)
         )
-        # Samples leave the batch only where nobody asks for more than the result.
-        whole = self.training or differentiate
         forward_pass.state = mode.run(
             forward_pass,
             differentiate,
             keep=keep if self.training else (),
-            restrict=None if whole else f.restrict,
+            # Samples leave the batch only where nobody asks for more than the result.
+            restrict=None if self.training or differentiate else f.restrict,
         )
         if forward_pass.solution is not None:
             initial_guess.update(forward_pass.solution.state, layout)

@@ -207,8 +207,8 @@ MUTATIONS = (
         'samples leave in evaluation with gradients',
         'loop',
         'mdeq_mm/deq/layer.py',
-        'whole = self.training or differentiate',
-        'whole = self.training',
+        'None if self.training or differentiate else',
+        'None if self.training else',
         ('tests/deq/test_layer.py',),
     ),
     Mutation(
@@ -1339,6 +1339,22 @@ MUTATIONS = (
         'mdeq_mm/engine/hooks/initial_guess_loss_hook.py',
         'state.square().sum(1).clamp_min',
         'state.square().sum().clamp_min',
+        ('tests/engine/hooks/test_initial_guess_loss_hook.py',),
+    ),
+    Mutation(
+        'statistics of the frozen rest move',
+        'loss',
+        'mdeq_mm/engine/hooks/initial_guess_loss_hook.py',
+        'runner.model.eval()',
+        'pass',
+        ('tests/engine/hooks/test_initial_guess_loss_hook.py',),
+    ),
+    Mutation(
+        'a guess alone asks for the gradient of the solve',
+        'loss',
+        'mdeq_mm/deq/layer.py',
+        'in (*self.cell.parameters(), *injections)',
+        'in (*self.parameters(), *injections)',
         ('tests/engine/hooks/test_initial_guess_loss_hook.py',),
     ),
     Mutation(

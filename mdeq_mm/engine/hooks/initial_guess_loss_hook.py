@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional, cast
 
 import torch
@@ -23,8 +25,14 @@ class InitialGuessLossHook(ExtraLossHook):
     equilibrium, or the last state of the unrolled mode. The loss is differentiated with
     respect to the parameters of the guess alone.
 
+    A model that is trained already can learn a guess afterwards: ``freeze_rest=True``
+    trains nothing else, runs the rest of the model as in inference, and keeps its
+    weights and statistics as they are. With several processes the config needs
+    ``find_unused_parameters=True`` then.
+
     Args:
         weight (float): Weight of the loss, positive. Defaults to 1.0.
+        freeze_rest (bool): Whether the guess alone is trained. Defaults to False.
 
     Raises:
         ValueError: If ``weight`` is out of its range.
@@ -35,17 +43,26 @@ class InitialGuessLossHook(ExtraLossHook):
         ...     equilibrium=dict(type='ImplicitGradientHook', pretrain_iters=3000),
         ...     initial_guess_loss=dict(type='InitialGuessLossHook'),
         ... )
+
+        Afterwards, for a trained model:
+
+        >>> load_from = 'epoch_12.pth'
+        >>> default_hooks = dict(
+        ...     equilibrium=dict(type='ImplicitGradientHook', pretrain_iters=0),
+        ...     initial_guess_loss=dict(type='InitialGuessLossHook', freeze_rest=True),
+        ... )
     """
 
     loss_name = 'loss_initial_guess'
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, freeze_rest: bool = False) -> None:
         super().__init__()
         check_number('weight', weight, above=0)
         self.weight = weight
+        self.freeze_rest = freeze_rest
 
     def before_train(self, runner: Runner) -> None:
-        """Says to the guesses that something trains them.
+        """Says to the guesses that something trains them, and freezes the rest.
 
         Raises:
             ValueError: If the model has no learned initial guess.
@@ -61,17 +78,24 @@ class InitialGuessLossHook(ExtraLossHook):
         for layer in layers:
             guess = cast(LearnedGuess, layer.initial_guess)
             self.run_scope.enter_context(guess.supervision())
+        if self.freeze_rest:
+            guesses = [layer.initial_guess for layer in layers]
+            self.run_scope.enter_context(_frozen_but(guesses, runner.model))
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Lets the loss in."""
         super().before_train_iter(runner, *args, **kwargs)
+        if self.freeze_rest:
+            # mmengine switches to training at the start of an epoch or after a test.
+            runner.model.eval()
         self.open(runner.model, _guessing_layers(runner.model))
 
     def observe(
         self, layer: EquilibriumLayer, forward_pass: ForwardPass
     ) -> Optional[Tensor]:
         """Returns the error of the guess, a scalar."""
-        if not (layer.training and forward_pass.guess.requires_grad):
+        takes_part = layer.training or self.freeze_rest
+        if not (takes_part and forward_pass.guess.requires_grad):
             return None
         return relative_error(forward_pass.guess, forward_pass.state.detach())
 
@@ -84,6 +108,23 @@ def relative_error(guess: Tensor, state: Tensor) -> Tensor:
     """Returns the mean over the samples of ``||guess - state||^2 / ||state||^2``."""
     squared_norm = state.square().sum(1).clamp_min(torch.finfo(state.dtype).tiny)
     return ((guess - state).square().sum(1) / squared_norm).mean()
+
+
+@contextmanager
+def _frozen_but(parts: Sequence[nn.Module], model: nn.Module) -> Iterator[None]:
+    kept = {id(parameter) for part in parts for parameter in part.parameters()}
+    frozen = [
+        parameter
+        for parameter in model.parameters()
+        if parameter.requires_grad and id(parameter) not in kept
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
 
 
 def _guessing_layers(model: nn.Module) -> list[EquilibriumLayer]:

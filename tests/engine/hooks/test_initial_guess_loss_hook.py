@@ -82,6 +82,36 @@ class TestInitialGuessLossHook:
         losses = history(runner, 'loss_initial_guess')
         assert losses[-1] < 0.8 * losses[2], losses
 
+    def test_rest_of_the_model_stays_as_it_is(self, make_runner):
+        """Neither a weight nor a statistic moves, and backward solves nothing."""
+        runner = make_runner(
+            [HOOKS[1] | dict(freeze_rest=True)], model=make_model(), length=4
+        )
+        layer = runner.model.backbone.equilibrium
+        passes, before = [], {}
+
+        def note(_, forward_pass):
+            if not passes:  # the runner has initialised the weights by now
+                state = runner.model.state_dict()
+                before.update((name, value.clone()) for name, value in state.items())
+            if torch.is_grad_enabled():
+                passes.append(forward_pass)
+
+        layer.register_pass_hook(note)
+        trainable = {n for n, p in runner.model.named_parameters() if p.requires_grad}
+        runner.train()
+        changed = {
+            name
+            for name, value in runner.model.state_dict().items()
+            if not torch.equal(value, before[name])
+        }
+        assert changed
+        assert all('.initial_guess.' in name for name in changed)
+        assert len(passes) == 4
+        assert not any(done.state.requires_grad for done in passes)
+        after = {n for n, p in runner.model.named_parameters() if p.requires_grad}
+        assert after == trainable
+
     def test_supervision_lasts_as_long_as_the_training(self, make_runner):
         runner = make_runner([], model=make_model())
         guess = runner.model.backbone.equilibrium.initial_guess.train()
