@@ -79,8 +79,8 @@ MUTATIONS = (
         'infinity is no breakdown',
         'loop',
         'mdeq_mm/deq/solvers/samples.py',
-        'running & ~residual.isfinite()',
-        'running & residual.isnan()',
+        'masked_fill(running & ~residual.isfinite()',
+        'masked_fill(running & residual.isnan()',
         ('tests/deq/solvers/test_loop.py', 'tests/deq/solvers/test_every_solver.py'),
     ),
     Mutation(
