@@ -64,7 +64,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     # Whole runs take longest. They come first, so that all processes end together.
-    items.sort(key=lambda item: 'integration' not in item.path.parts)
+    long = {'integration', 'soak', 'test_device_report.py'}
+    items.sort(key=lambda item: long.isdisjoint(item.path.parts))
 
 
 def pytest_collection_finish():

