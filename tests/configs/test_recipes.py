@@ -30,8 +30,8 @@ CLASS_WEIGHT = [
     0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507,
 ]
 # fmt: on
-# Not official: a schedule of this project.
-OWN = {'mdeq-tiny_1xb64-10e_cifar10'}
+# Not official: schedules of this project.
+OWN = {'mdeq-tiny_1xb64-10e_cifar10', 'mdeq-tiny_1xb64-1e_cifar10'}
 N_IMAGES = dict(cifar10=50_000, in1k=1_281_167, cityscapes=2_975)
 SMALL = (32, 64, 128, 256)
 LARGE = (80, 160, 320, 640)

@@ -6,7 +6,7 @@ from mmengine.utils import digit_version
 
 from ..isolation import NO_WORKERS
 
-SEGMENTOR = 'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
+CLASSIFIER = 'classification/mdeq-tiny_1xb64_digits.py'
 
 
 @pytest.fixture
@@ -15,10 +15,11 @@ def losses(root, run_tool, workplace, tmp_path, scalars):
 
     def train(name, *options):
         run_tool(
-            *('train.py', root / 'configs' / SEGMENTOR),
+            *('train.py', root / 'configs' / CLASSIFIER),
             *('--work-dir', tmp_path / name, *NO_WORKERS, 'randomness.seed=0'),
-            *('train_cfg.max_iters=2', 'train_cfg.val_interval=2'),
-            *('train_dataloader.batch_size=2', 'val_dataloader.dataset.indices=2'),
+            *('train_cfg.max_epochs=1', 'train_cfg.val_interval=1'),
+            *('train_dataloader.batch_size=2', 'train_dataloader.dataset.indices=4'),
+            *('val_dataloader.dataset.indices=2', 'model.backbone.num_layers=1'),
             'default_hooks.equilibrium.pretrain_iters=1',
             'default_hooks.logger.interval=1',
             *options,
