@@ -1,7 +1,9 @@
 """Layers whose solves begin in bfloat16."""
 
 import copy
+import gc
 import io
+import weakref
 from dataclasses import dataclass
 from threading import Thread
 
@@ -114,6 +116,19 @@ class TestAnswer:
             torch.float32,
             torch.bfloat16,
         ]
+
+    @pytest.mark.parametrize(('tol', 'is_kept'), [(0.25, True), (TOL, False)])
+    def test_kept_until_backward_only_for_its_products(self, tol, is_kept):
+        layer = make_layer(gradient=ImplicitGradient(BroydenSolver(60, tol)))
+        features, forward_pass = layer((X,))
+        reduced = weakref.ref(forward_pass.reduced)
+        del forward_pass
+        gc.collect()
+        assert (reduced() is not None) == is_kept
+        features[0].sum().backward()
+        del features
+        gc.collect()
+        assert reduced() is None
 
     def test_states_are_float32(self, layer):
         forward_pass, found = gradients(layer)

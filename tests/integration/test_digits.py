@@ -151,8 +151,7 @@ class TestClassifier:
         assert 1 <= products <= 20
         assert saved == table['Jacobian-free'][2]
         assert cosine > 0.95
-        # Which of the others comes near it depends on the trained model.
-        assert cosine > table['Jacobian-free'][3]
+        assert cosine > max(row[3] for name, row in table.items() if 'phantom' in name)
         assert table['unrolled 18 times'][2] > 5 * saved
         shine = [table[f'SHINE, {n} refinements'] for n in (0, 1, 5)]
         assert [row[1] for row in shine] == [0, 2, 6]

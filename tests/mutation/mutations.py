@@ -159,8 +159,8 @@ MUTATIONS = (
         'products in reduced precision are taken to be as exact as evaluations',
         'implicit',
         'mdeq_mm/deq/gradients/implicit.py',
-        'resolution = math.sqrt(self.reduced.resolution)',
-        'resolution = self.reduced.resolution',
+        'math.sqrt(reduced.resolution)',
+        'reduced.resolution',
         ('tests/deq/test_evaluation_dtype.py',),
     ),
     Mutation(

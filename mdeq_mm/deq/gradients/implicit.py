@@ -147,8 +147,14 @@ class _Adjoint:
         self.guess = guess
         self.z = z
         self.fz = fz
-        self.reduced = reduced
         self.record = record
+        # Rounding by eps changes the sign in front of about eps of all ReLUs, hence
+        # their derivative by 1: an error of sqrt(eps) in the norm.
+        self.resolution = 0.0 if reduced is None else math.sqrt(reduced.resolution)
+        # With a tighter tolerance most products would be in full precision anyway. Then
+        # nothing of the function is kept until backward.
+        is_loose = solver is not None and solver.tol >= 2 * self.resolution
+        self.reduced = reduced if is_loose else None
 
     def __call__(self, grad: Optional[Tensor]) -> Optional[Tensor]:
         if grad is None:  # autograd's way to say that it is zero
@@ -174,16 +180,11 @@ class _Adjoint:
     def _solve(self, solver: FixedPointSolver, start: Tensor, unit: Tensor) -> Tensor:
         reduced = None
         if self.reduced is not None:
-            # Rounding by eps changes the sign in front of about eps of all ReLUs, hence
-            # their derivative by 1: an error of sqrt(eps) in the norm.
-            resolution = math.sqrt(self.reduced.resolution)
-            # With a tighter tolerance most products would be in full precision anyway.
-            if solver.tol >= 2 * resolution:
-                # Not in the forward pass, so that it takes no memory until now.
-                with torch.enable_grad():
-                    z = self.z.detach().requires_grad_()
-                    fz = self.reduced.f(z)
-                reduced = ReducedFunction(_adjoint_system(z, fz, unit), resolution)
+            # Not in the forward pass, so that it takes no memory until now.
+            with torch.enable_grad():
+                z = self.z.detach().requires_grad_()
+                fz = self.reduced.f(z)
+            reduced = ReducedFunction(_adjoint_system(z, fz, unit), self.resolution)
         f = _adjoint_system(self.z, self.fz, unit)
         solution = solver.solve(f, start, reduced=reduced)
         # The solver's history must not be there while autograd carries on.
