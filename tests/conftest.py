@@ -1,11 +1,11 @@
 """Fixtures that several test modules use."""
 
 import contextlib
-import gc
 import json
 import os
 import random
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +25,7 @@ import mdeq_mm  # noqa: F401  before mmseg, which needs its stand-in for compile
 from mdeq_mm.models import MDEQ
 
 from . import pretended_accelerator, shortcuts  # noqa: F401
+from .frozen_modules import FrozenModules
 from .isolation import isolated, load_tool, run_main, started
 from .time_limit import TimeLimit
 
@@ -60,19 +61,13 @@ def pytest_configure(config):
     # Counting the lines that run takes up to as long again.
     limit = TIME_LIMIT * (2 if config.getoption('cov_source', None) else 1)
     config.pluginmanager.register(TimeLimit(limit), 'time_limit')
+    config.pluginmanager.register(FrozenModules(), 'frozen_modules')
 
 
 def pytest_collection_modifyitems(items):
     # Whole runs take longest. They come first, so that all processes end together.
     long = {'integration', 'soak', 'test_device_report.py'}
     items.sort(key=lambda item: long.isdisjoint(item.path.parts))
-
-
-def pytest_collection_finish():
-    # The collector need not go through the modules again: mmengine calls it for every
-    # data set.
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -280,11 +275,9 @@ OPTIM_WRAPPER = dict(optimizer=dict(type='SGD', lr=0.1))
 @pytest.fixture
 def make_runner(tmp_path):
     """Makes a runner around a tiny MDEQ, epoch- or iteration-based."""
-    count = 0
+    runners = []
 
     def make(hooks, by_epoch=False, length=6, model=None, workers=0, **kwargs):
-        nonlocal count
-        count += 1
         loader = dict(
             batch_size=4,
             num_workers=workers,
@@ -299,7 +292,7 @@ def make_runner(tmp_path):
             else ('IterBasedTrainLoop', 'iters')
         )
         interval = 1 if by_epoch else 3
-        return Runner(
+        runner = Runner(
             model=model or dict(type='Classifier', dropout=0.2),
             work_dir=str(tmp_path / 'work_dir'),
             train_dataloader=loader,
@@ -320,13 +313,21 @@ def make_runner(tmp_path):
             custom_hooks=hooks,
             log_processor=dict(by_epoch=by_epoch),
             randomness=dict(seed=3),
-            experiment_name=f'test-{tmp_path.name}-{count}',
+            experiment_name=f'test-{tmp_path.name}-{len(runners)}',
             default_scope='mmengine',
             log_level='WARNING',
             **kwargs,
         )
+        runners.append(weakref.ref(runner))
+        return runner
 
-    return make
+    yield make
+    # If the garbage collector takes the iterator of a loop, its workers are not told to
+    # end, and torch waits five seconds for each.
+    for reference in runners:
+        runner = reference()
+        if runner is not None and not isinstance(runner._train_loop, dict):
+            vars(runner._train_loop).pop('dataloader_iterator', None)
 
 
 @pytest.fixture

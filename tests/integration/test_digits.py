@@ -84,9 +84,9 @@ class TestClassifier:
         run_tool(
             *('train.py', classifier[0], '--work-dir', work_dir, *NO_WORKERS),
             *('optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16'),
-            # Two epochs at the equilibrium, on top of the training in float32.
+            # An epoch at the equilibrium, on top of the training in float32.
             *(f'load_from={classifier[1]}', 'optim_wrapper.optimizer.lr=2e-4'),
-            *('train_cfg.max_epochs=2', 'train_cfg.val_interval=2'),
+            *('train_cfg.max_epochs=1', 'train_cfg.val_interval=1'),
             'default_hooks.equilibrium.pretrain_iters=0',
             cwd=workplace,
         )
