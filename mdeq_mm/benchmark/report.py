@@ -17,7 +17,7 @@ from typing import Optional
 
 MAX_LINES = 60
 # Seconds between asking a process to end and ending it.
-PATIENCE = 5.0
+GRACE_PERIOD = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def run_part(
         folder (Path): Working directory.
         root (Path): The checkout, whose modules the command may import.
         device (str): The device; on ``'cpu'`` no GPU is shown to the process.
-        limit (float): Seconds it may take. Ending it takes up to two times ``PATIENCE``
-            more.
+        limit (float): Seconds it may take. Ending it takes up to two times
+            ``GRACE_PERIOD`` more.
 
     Returns:
         tuple[str, list[str]]: How it ended, which begins with ``'ok'`` where it ended
@@ -101,7 +101,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=PATIENCE)
+            process.wait(timeout=GRACE_PERIOD)
 
 
 def excerpt(output: str, root: Path) -> list[str]:

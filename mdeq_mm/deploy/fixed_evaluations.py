@@ -67,7 +67,7 @@ class FixedEvaluations(Mode):
         for number in range(1, solver.max_evals + 1):
             fz = forward_pass.f(z)
             g = fz - z
-            residual = measure(g, fz, solver.stop_mode, norms=_norms)
+            residual = measure(g, fz, solver.stop_mode, norms_of=_norms)
             improved = residual < least
             least = torch.where(improved, residual, least)
             candidate = z if solver.returns == 'iterate' else fz

@@ -38,7 +38,7 @@ class TestRunPart:
 
     def test_out_of_time(self, run, monkeypatch, tmp_path):
         """What a part has started ends with it, and what it has printed stays."""
-        monkeypatch.setattr(report, 'PATIENCE', 0.2)
+        monkeypatch.setattr(report, 'GRACE_PERIOD', 0.2)
         child = tmp_path / 'child'
         code = (
             'import pathlib, signal, subprocess, time\n'

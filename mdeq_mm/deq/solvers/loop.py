@@ -247,7 +247,7 @@ def measure(
     g: Tensor,
     fz: Tensor,
     stop_mode: str,
-    norms: Callable[[Tensor], Tensor] = norms,
+    norms_of: Callable[[Tensor], Tensor] = norms,
 ) -> Tensor:
     """Returns the residuals ``(B,)`` in the measure of ``stop_mode``.
 
@@ -255,12 +255,12 @@ def measure(
         g (Tensor): ``f(z) - z``, ``(B, N)``.
         fz (Tensor): ``f(z)``, ``(B, N)``.
         stop_mode (str): ``'abs'`` or ``'rel'``, see :class:`FixedPointSolver`.
-        norms (Callable): Norm of each sample, from ``(B, N)`` to ``(B,)``. Defaults to
-            :func:`norms`, which decides by values. An exporter cannot record that.
+        norms_of (Callable): Norm of each sample, from ``(B, N)`` to ``(B,)``. Defaults
+            to :func:`norms`, which decides by values. An exporter cannot record that.
     """
     if stop_mode == 'abs':
-        return norms(g)
-    return norms(g) / (norms(fz) + 1e-8)
+        return norms_of(g)
+    return norms_of(g) / (norms_of(fz) + 1e-8)
 
 
 def _wide_norms(x: Tensor) -> Tensor:
