@@ -1,4 +1,4 @@
-# make show          picture a continent with the trained weights that come along
+# make show          picture a continent and name an image with the weights that come along
 # make demo          train MDEQ on satellite images and picture a continent it has not seen
 # make test          the fast tests
 # make test-slow     the others
@@ -71,6 +71,8 @@ PICTURE := --residual --side-by-side --height 6.9 --opacity 1
 
 SHOW := work_dirs/show
 TRAINED := fcn_mdeq-micro_1xb8-600_earth-96x96
+CLASSIFIER := mdeq-tiny-s2_1xb64-5e_cifar10
+SAMPLE := cat/00
 # One thread: two that share a busy core wait for each other. And glibc keeps what is
 # freed, or every evaluation would ask the system for memory anew.
 RUNS := show demo test test-slow test-all test-classic test-onedl
@@ -83,6 +85,9 @@ show: env
 	$(DEFAULT)/bin/python tools/analysis_tools/plot_segmentation.py $(TRAINED) $(PICTURE) \
 		--out $(SHOW)/continent.png
 	@echo 'South America: image, land cover, prediction, residual'
+	$(DEFAULT)/bin/python tools/dataset_converters/cifar10_samples.py
+	$(DEFAULT)/bin/python demo/image_demo.py data/cifar10_samples/$(SAMPLE).png $(CLASSIFIER) \
+		--out $(SHOW)/classified.png
 
 DEMO := work_dirs/demo
 SEGMENTOR := configs/segmentation/fcn_mdeq-micro_1xb8-600_earth-96x96.py

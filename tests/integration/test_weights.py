@@ -1,16 +1,20 @@
 """The weights in the package reach the figures of the metafiles."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import yaml
 
 from mdeq_mm import apis
+from mdeq_mm.inference import Predictor
 
 from ..isolation import NO_WORKERS
 
 pytestmark = pytest.mark.slow
 EARTH = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
+CIFAR10 = 'mdeq-tiny-s2_1xb64-5e_cifar10'
+FIRST_1000 = 68.7  # top-1, as measured when the weights were published
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +45,7 @@ def evaluate(run_tool, tmp_path):
 
 
 def test_all_are_evaluated():
-    assert apis.list_models(trained=True) == [EARTH]
+    assert apis.list_models(trained=True) == [EARTH, CIFAR10]
 
 
 def test_earth(evaluate, earth, results):
@@ -53,3 +57,23 @@ def test_earth(evaluate, earth, results):
     )
     for metric, expected in results('segmentation', EARTH)['the Earth, val'].items():
         assert found[metric] == pytest.approx(expected, abs=0.5), metric
+
+
+def test_cifar10(evaluate, cifar10):
+    """On the first 1,000 test images; the metafile has the figure of all of them."""
+    found = evaluate(CIFAR10, cifar10, 'test_dataloader.dataset.indices=1000')
+    assert found['accuracy/top1'] == pytest.approx(FIRST_1000, abs=0.5)
+
+
+@pytest.mark.skipif(not find_spec('foolbox'), reason='foolbox is not installed')
+def test_samples_of_cifar10(run_tool, tmp_path):
+    """As `make show` names one."""
+    run_tool('dataset_converters/cifar10_samples.py', cwd=tmp_path)
+    config, weights = apis.model_files(CIFAR10)
+    predictor = Predictor(apis.load_config(config), weights, 'cpu')
+    paths = sorted(tmp_path.rglob('*.png'))
+    first = [predictor.shares(predictor(predictor.read(path)))[0] for path in paths]
+    named = [name == path.parent.name for (name, _), path in zip(first, paths)]
+    assert len(named) == 20
+    assert sum(named) >= 15
+    assert named[paths.index(tmp_path / 'data/cifar10_samples/cat/00.png')]
