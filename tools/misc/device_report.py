@@ -28,7 +28,7 @@ from typing import Optional
 
 import torch
 
-from mdeq_mm.benchmark.report import PATIENCE, ReportPart, run_part
+from mdeq_mm.benchmark.report import GRACE_PERIOD, ReportPart, run_part
 from mdeq_mm.cli import add_shape, int_of_at_least, positive_float
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,7 +257,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             print(f'{part.title} ...', flush=True)
             share = part.share / sum(later.share for later in parts[number:])
             # What ending it takes is in its share.
-            limit = share * (deadline - time.monotonic()) - 2 * PATIENCE
+            limit = share * (deadline - time.monotonic()) - 2 * GRACE_PERIOD
             status, lines = run_part(part, folder, ROOT, args.device, limit)
             print(f'{part.title}: {status}', flush=True)
             statuses.append(status)
