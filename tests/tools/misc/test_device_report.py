@@ -72,7 +72,7 @@ class TestParts:
         limits = []
 
         def run_part(part, folder, root, device, limit):
-            limits.append(limit + 2 * tool.PATIENCE)
+            limits.append(limit + 2 * tool.GRACE_PERIOD)
             return 'ok', []
 
         monkeypatch.setattr(tool, 'run_part', run_part)
