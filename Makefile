@@ -24,7 +24,8 @@ DEFAULT := .venv
 CLASSIC := .venv-classic
 ONEDL := .venv-onedl
 LINT := .venv-lint
-PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check
+# Python compiles what it imports; pip would compile all files, most of which nobody needs.
+PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: env env-classic env-onedl show demo test test-slow test-all test-cuda \
 	test-classic test-onedl check-installs coverage mutation soak docs lint format

@@ -99,8 +99,9 @@ def test_fine_tune_and_evaluate(
         'train_cfg.max_iters=2',
         # One iteration unrolled, one at the equilibrium.
         'default_hooks.equilibrium.pretrain_iters=1',
-        'model.backbone.forward_solver.max_evals=6',
-        'model.backbone.gradient.solver.max_evals=5',
+        'model.backbone.num_layers=2',
+        'model.backbone.forward_solver.max_evals=4',
+        'model.backbone.gradient.solver.max_evals=3',
         'default_hooks.logger.interval=1',
         cwd=data,
     )
