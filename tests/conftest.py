@@ -64,7 +64,12 @@ def pytest_configure(config):
     config.pluginmanager.register(FrozenModules(), 'frozen_modules')
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin('pytest_cov'):
+        # Fast tests shall run the lines alone, and slow ones shall not get slower.
+        for item in items:
+            if item.get_closest_marker('slow'):
+                item.add_marker('no_cover')
     # Whole runs take longest. They come first, so that all processes end together.
     long = {'integration', 'soak', 'test_device_report.py'}
     items.sort(key=lambda item: long.isdisjoint(item.path.parts))
