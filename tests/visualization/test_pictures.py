@@ -32,12 +32,13 @@ def resized(examined, *size):
 @pytest.mark.parametrize('picture', PICTURES)
 class TestEveryPicture:
     def test_is_an_image(self, examined, picture):
+        before = pyplot.get_fignums()
         image = picture({'a solver': examined})
         assert image.dtype == np.uint8
         assert image.ndim == 3
         assert image.shape[2] == 3
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
-        assert not pyplot.get_fignums()
+        assert pyplot.get_fignums() == before
 
     def test_two_are_larger(self, examined, picture):
         one = picture({'a': examined}).size
