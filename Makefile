@@ -7,7 +7,7 @@
 # make test-classic  those that depend on versions, with older ones
 # make test-onedl    the same, with OneDL's successors of OpenMMLab's packages
 # make check-installs  makes fresh environments, one after the other, and tries each
-# make coverage      how many lines of the package the tests ran with COVERAGE=1
+# make coverage      how many lines of the package the fast tests ran with COVERAGE=1
 # make mutation      whether the tests find faults that are put in on purpose
 # make soak          kills, long runs and many threads (up to 25 minutes)
 # make docs          these pages as a site, in docs/_build/html
@@ -16,7 +16,7 @@
 #
 # Each sets up the environment it needs. PYTEST_ARGS is handed to pytest:
 #     make test PYTEST_ARGS='-k broyden'
-# COVERAGE=1 adds the lines that a set of tests runs to .coverage:
+# COVERAGE=1 adds the lines that the fast tests of a set run to .coverage:
 #     make test-all coverage COVERAGE=1
 
 PYTHON ?= python3.11
