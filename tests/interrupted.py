@@ -8,7 +8,11 @@ _TEXT = """
 _base_ = [{base!r}]
 model = dict(
     data_preprocessor=dict(size=(32, 32)),
-    backbone=dict(dropout=0.2, forward_solver=dict(max_evals=6)),
+    backbone=dict(
+        dropout=0.2,
+        forward_solver=dict(max_evals=6),
+        gradient=dict(solver=dict(max_evals=5)),
+    ),
     decode_head=dict(dropout_ratio=0.1),
 )
 train_dataloader = dict(

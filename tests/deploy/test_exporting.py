@@ -159,8 +159,9 @@ class TestRealFiles:
         return function
 
     @pytest.mark.slow
-    @pytest.mark.parametrize('solver', ['anderson', 'picard'])
-    @pytest.mark.parametrize('kind', ['segmentor', 'classifier'])
+    @pytest.mark.parametrize(
+        ('kind', 'solver'), [('segmentor', 'anderson'), ('classifier', 'picard')]
+    )
     def test_onnx(self, make_network, tmp_path, kind, solver):
         pytest.importorskip('onnxruntime')
         network = make_network(kind, solver)

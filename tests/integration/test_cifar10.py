@@ -41,7 +41,13 @@ def test_train_and_evaluate(run_tool, root, cifar10, tmp_path, scalars):
 
 # The regularised schedule in miniature: 6 unrolled iterations, 6 at the equilibrium.
 MINIATURE = """
-model = dict(backbone=dict(num_layers=3))
+model = dict(
+    backbone=dict(
+        num_layers=3,
+        forward_solver=dict(max_evals=6),
+        gradient=dict(solver=dict(max_evals=5)),
+    )
+)
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=12)
 train_dataloader = dict(
     batch_size=4, sampler=dict(type='InfiniteSampler', shuffle=True)

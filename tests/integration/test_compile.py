@@ -21,6 +21,8 @@ def losses(root, run_tool, workplace, tmp_path, scalars):
             *('train_dataloader.batch_size=2', 'train_dataloader.dataset.indices=4'),
             *('val_dataloader.dataset.indices=2', 'model.backbone.num_layers=1'),
             'default_hooks.equilibrium.pretrain_iters=1',
+            'model.backbone.forward_solver.max_evals=4',
+            'model.backbone.gradient.solver.max_evals=3',
             'default_hooks.logger.interval=1',
             *options,
             cwd=workplace,

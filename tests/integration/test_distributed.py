@@ -17,7 +17,13 @@ BASE = 'classification/mdeq-tiny_1xb64_digits.py'
 TEXT = """
 norm_cfg = dict(type='GN', num_groups=4)
 model = dict(
-    backbone=dict(dropout={dropout}, num_layers=3, norm_cfg=norm_cfg),
+    backbone=dict(
+        dropout={dropout},
+        num_layers=3,
+        norm_cfg=norm_cfg,
+        forward_solver=dict(max_evals=6),
+        gradient=dict(solver=dict(max_evals=5)),
+    ),
 {model}
 )
 workers = dict(num_workers=0, persistent_workers=False)
