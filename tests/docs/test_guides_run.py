@@ -62,10 +62,10 @@ def place(run_tool, tmp_path_factory):
         classes = [str(label) for label in range(11)]
         meta = dict(dataset_meta=dict(classes=classes))
         torch.save(dict(state_dict=model.state_dict(), meta=meta), path / f'{name}.pth')
-    image = np.random.default_rng(0).integers(0, 256, (200, 320, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (80, 128, 3), dtype=np.uint8)
     cv2.imwrite(str(path / 'image.png'), image)
     video = cv2.VideoWriter(
-        str(path / 'video.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 5, (320, 200)
+        str(path / 'video.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 5, (128, 80)
     )
     for _ in range(3):
         video.write(image)
