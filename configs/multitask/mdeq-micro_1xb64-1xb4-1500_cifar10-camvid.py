@@ -24,8 +24,8 @@ model = dict(
         cifar10=dict(cifar10.model, _scope_='mmpretrain'),
         camvid=dict(camvid.model, _scope_='mmseg'),
     ),
-    # The more, the better gets CIFAR-10, and the worse CamVid. With 2 neither is more
-    # than a point below its own training.
+    # A higher weight makes CIFAR-10 better and CamVid worse. With 2 CIFAR-10 is less
+    # than a point worse than trained alone, and CamVid is better.
     loss_weights=dict(cifar10=2.0),
 )
 train_dataloader = dict(
