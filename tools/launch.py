@@ -149,6 +149,20 @@ def named_rank() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def ended_process_group() -> Iterator[None]:
+    """Ends the process group that a run has begun, once the run has ended well.
+
+    mmengine leaves it to the end of the interpreter, where a thread of the group that
+    still runs aborts the process. After an error the other processes may not answer,
+    so the group is left alone.
+    """
+    begun_before = torch.distributed.is_initialized()
+    yield
+    if torch.distributed.is_initialized() and not begun_before:
+        torch.distributed.destroy_process_group()
+
+
 def prepare_cpu_processes(cfg: Config) -> None:
     """Lets several processes train on CPU, which mmengine's launchers do not.
 

@@ -10,6 +10,7 @@ from typing import Optional
 from launch import (
     add_common_arguments,
     build_runner,
+    ended_process_group,
     load_runner_config,
     named_rank,
 )
@@ -86,7 +87,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             raise ValueError(f'--tta needs tta_model and tta_pipeline in {args.config}')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
-    with safe_loading(), named_rank():
+    with safe_loading(), named_rank(), ended_process_group():
         runner = build_runner(cfg)
         if not args.allow_partial:
             hook = StrictLoadingHook(

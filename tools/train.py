@@ -11,6 +11,7 @@ from launch import (
     build_runner,
     check_start,
     choose_start,
+    ended_process_group,
     load_runner_config,
     named_rank,
 )
@@ -51,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}'
             )
         cfg.auto_scale_lr.enable = True
-    with safe_loading(), named_rank():
+    with safe_loading(), named_rank(), ended_process_group():
         start = choose_start(cfg, args.resume)
         runner = build_runner(cfg)
         if start is not None:

@@ -160,3 +160,45 @@ class TestNamedRank:
         with pytest.raises(type(error)) as raised, launch.named_rank():
             raise error
         assert raised.value is error
+
+
+class TestEndedProcessGroup:
+    @pytest.fixture
+    def begin(self, tmp_path):
+        """Begins a group of one process, which the test or the fixture ends."""
+
+        def call():
+            torch.distributed.init_process_group(
+                'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1
+            )
+
+        yield call
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def test_begun_within(self, launch, begin):
+        with launch.ended_process_group():
+            begin()
+        assert not torch.distributed.is_initialized()
+
+    def test_begun_before(self, launch, begin):
+        begin()
+        with launch.ended_process_group():
+            pass
+        assert torch.distributed.is_initialized()
+
+    def test_without_a_group(self, launch):
+        with launch.ended_process_group():
+            pass
+        assert not torch.distributed.is_initialized()
+
+    def test_error(self, launch, begin):
+        """Others may wait in an exchange; ending the group could wait for them."""
+
+        def fail():
+            begin()
+            raise RuntimeError('one')
+
+        with pytest.raises(RuntimeError, match='one'), launch.ended_process_group():
+            fail()
+        assert torch.distributed.is_initialized()
