@@ -25,6 +25,8 @@ CLASSIC := .venv-classic
 ONEDL := .venv-onedl
 LINT := .venv-lint
 # Python compiles what it imports; pip would compile all files, most of which nobody needs.
+# What is compiled must be kept: each process of the tests would need seconds for it.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: env env-classic env-onedl show demo test test-slow test-all test-cuda \
