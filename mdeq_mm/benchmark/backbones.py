@@ -29,6 +29,7 @@ from ..apis import (
 )
 from ..deq import Unrolled
 from .counting import Work, count_saved_bytes, count_work
+from .images import name_samples
 from .timing import interleave
 
 STOCK_BACKBONES = {
@@ -116,7 +117,7 @@ def load_with_images(
         model = load_model(cfg, checkpoint)
         if shape is None:
             cfg.test_dataloader.batch_size = batch_size
-            batch = next(iter(build_test_loader(cfg)))
+            batch = next(iter(name_samples(build_test_loader(cfg))))
             return model.backbone, model.data_preprocessor(batch)['inputs']
         backbone = model.backbone
     channels = getattr(backbone, 'in_channels', 3)

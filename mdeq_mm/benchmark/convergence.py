@@ -18,7 +18,9 @@ from ..deq import EquilibriumLayer, ForwardPass
 def convergence_trace(
     model: BaseModel, batches: Iterable[Any], n_samples: int, max_evals: int
 ) -> Tensor:
-    """Returns the residuals of solves that spend a whole budget.
+    """Returns the residuals of solves with a tolerance of zero.
+
+    They end before the budget only at an exact fixed point.
 
     Args:
         model (BaseModel): A model in evaluation mode with one equilibrium layer.

@@ -31,7 +31,9 @@ def has_torchdeq() -> bool:
 def own_solvers(
     n_evals: int, memory: Optional[int] = None, history_dtype: Optional[str] = None
 ) -> dict[str, SolveFunction]:
-    """Returns the solvers of this package, which spend the whole budget.
+    """Returns the solvers of this package, with a tolerance of zero.
+
+    They spend the whole budget, unless they reach an exact fixed point before.
 
     Args:
         n_evals (int): The budget.

@@ -38,7 +38,7 @@ class Grid:
     damping: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
     def solvers(self, n_evals: int) -> Iterator[tuple[str, FixedPointSolver]]:
-        """Yields solvers that spend the whole budget, with their names."""
+        """Yields solvers with a tolerance of zero, with their names."""
         kinds: tuple[tuple[type[FixedPointSolver], tuple[str, ...]], ...] = (
             (BroydenSolver, ('memory',)),
             (AndersonSolver, ('window', 'ridge', 'mixing')),

@@ -117,6 +117,8 @@ def check_training_checkpoint(name: Union[str, Path]) -> Position:
     """
     if Path(name).is_dir():
         # Some strategies write a folder of files, which they alone can read.
+        if not any(Path(name).iterdir()):
+            raise ValueError(f'{name} is an empty folder')
         number = _NUMBERED.fullmatch(Path(name).stem)
         return Position(int(number['number']) if number else 0, 0)
     checkpoint = load_checkpoint(name)
@@ -132,6 +134,13 @@ def check_training_checkpoint(name: Union[str, Path]) -> Position:
             'to start from its weights, set load_from to it instead'
         )
     return Position(meta['iter'], meta['epoch'])
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # no file system takes a name that is so long
+        return False
 
 
 def _candidates(
@@ -151,9 +160,10 @@ def _candidates(
             continue
         named.add(Path(text).name)
         if Path(text).name not in names:
-            if Path(text).exists():
+            if _exists(Path(text)):
                 found.append(Path(text))
             else:
-                skipped[last] = f'it names {text}, which does not exist'
+                shown = text if len(text) <= 100 else f'{text[:100]}...'
+                skipped[last] = f'it names {shown}, which does not exist'
     for path in found:
         yield path, path.name in named

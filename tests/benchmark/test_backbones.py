@@ -2,6 +2,7 @@ import pytest
 import torch
 from mmengine.runner import save_checkpoint
 from torch import nn, rand
+from torch.utils.data import DataLoader
 
 from mdeq_mm import apis
 from mdeq_mm.benchmark import (
@@ -125,7 +126,9 @@ class TestLoadWithImages:
 
         def build(cfg):
             seen.append(cfg.test_dataloader.batch_size)
-            return [dict(inputs=list(stored))]
+            return DataLoader(
+                list(stored), batch_size=5, collate_fn=lambda x: dict(inputs=x)
+            )
 
         monkeypatch.setattr(backbones, 'build_test_loader', build)
         backbone, images = load_with_images(config, None, checkpoint, batch_size=5)

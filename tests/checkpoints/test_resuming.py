@@ -98,6 +98,15 @@ class TestNewest:
         expected = ['it is empty'] if last in ('', '\0\0\0') else []
         assert list(newest.skipped.values()) == expected
 
+    def test_last_checkpoint_of_garbage(self, folder):
+        """No file system takes so long a name, and nobody wants to read it."""
+        save(folder, 4)
+        name_last(folder, 'x' * 1_000_000)
+        newest = find_newest([folder])
+        assert newest.path == str(folder / 'iter_4.pth')
+        (why,) = newest.skipped.values()
+        assert why == f'it names {"x" * 100}..., which does not exist'
+
     @pytest.mark.parametrize('damage', DAMAGES)
     def test_damaged(self, folder, damage):
         save(folder, 4, 8, 12)
@@ -190,6 +199,11 @@ class TestNewest:
         """Only the strategy can read it."""
         save(folder, 4)
         (folder / 'iter_8.pth').mkdir()
+        newest = find_newest([folder])
+        assert newest.path == str(folder / 'iter_4.pth')
+        (why,) = newest.skipped.values()
+        assert why == f'{folder}/iter_8.pth is an empty folder'
+        (folder / 'iter_8.pth/shard').touch()
         assert find_newest([folder]).path == str(folder / 'iter_8.pth')
 
 

@@ -18,7 +18,7 @@ from mdeq_mm.apis import (
     single_layer,
     solving_mode,
 )
-from mdeq_mm.benchmark import compare_gradients
+from mdeq_mm.benchmark import compare_gradients, name_samples
 from mdeq_mm.cli import add_cfg_options, add_checkpoint, int_of_at_least
 
 
@@ -43,7 +43,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     model = load_model(cfg, args.checkpoint, allow_partial=args.allow_partial)
-    batch = next(iter(build_test_loader(cfg)))
+    batch = next(iter(name_samples(build_test_loader(cfg))))
     data = model.data_preprocessor(batch, training=True)
     mode = solving_mode(single_layer(model))
     print(f'forward: {mode.solver}\nas configured: {type(mode.gradient).__name__}')

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 from .samples import Samples
 from .solution import Solution
@@ -23,8 +24,9 @@ _BROKEN = (
     'concerned keep the best state before it.'
 )
 
-# Between these norms no square that matters leaves the range of float32.
+# Between these norms no square that matters leaves the range of float32, or float64.
 _LEAST, _MOST = 1e-12, 1e18
+_LEAST_DOUBLE, _MOST_DOUBLE = 1e-140, 1e150
 
 
 def solve(
@@ -227,20 +229,22 @@ def refuse_transforms(x: Tensor) -> None:
 def norms(x: Tensor) -> Tensor:
     """Returns the Euclidean norm of each sample of ``x``, ``(B, N)``, as ``(B,)``.
 
-    Squares of huge and of tiny numbers are out of the range of float32. A norm in
-    float32 is infinite or NaN only if ``x`` is, and zero only if ``x`` is.
+    Squares of huge and of tiny numbers are out of the range of their dtype. A norm is
+    infinite or NaN only if ``x`` is, and zero only if ``x`` is.
     """
-    if x.dtype == torch.float64:
-        return torch.linalg.vector_norm(x, dim=1)
-    if x.device.type != 'cpu':
+    double = x.dtype == torch.float64
+    on_cpu = x.device.type == 'cpu'
+    if not (double or on_cpu):
         return _wide_norms(x)
     norm = torch.linalg.vector_norm(x, dim=1)
-    # Squares in float64 take several times as long there.
-    if all(_LEAST < value < _MOST for value in norm.tolist()):
+    least, most = (_LEAST_DOUBLE, _MOST_DOUBLE) if double else (_LEAST, _MOST)
+    # Squares in float64 take several times as long there. Other devices would have to
+    # send the norms to the host.
+    if on_cpu and all(least < value < most for value in norm.tolist()):
         return norm
     # The others are measured as they would be by themselves.
-    in_range = (norm > _LEAST) & (norm < _MOST)
-    return torch.where(in_range, norm, _wide_norms(x))
+    in_range = (norm > least) & (norm < most)
+    return torch.where(in_range, norm, _scaled_norms(x) if double else _wide_norms(x))
 
 
 def measure(
@@ -261,6 +265,16 @@ def measure(
     if stop_mode == 'abs':
         return norms_of(g)
     return norms_of(g) / (norms_of(fz) + 1e-8)
+
+
+def _scaled_norms(x: Tensor) -> Tensor:
+    """Returns the norms of the samples of ``x``, each divided by its largest number."""
+    # A sample without numbers has no largest one, hence the zero.
+    largest = F.pad(x.abs(), (0, 1)).amax(dim=1)
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    norm = torch.linalg.vector_norm(x / scale[:, None], dim=1)
+    most = torch.finfo(x.dtype).max
+    return torch.where(norm.isfinite(), (norm * scale).clamp(max=most), norm)
 
 
 def _wide_norms(x: Tensor) -> Tensor:

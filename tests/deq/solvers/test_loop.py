@@ -172,9 +172,10 @@ class TestArguments:
 
 
 class TestRange:
-    """Of the squares in a norm float32 holds a part alone."""
+    """Of the squares in a norm a dtype holds a part alone."""
 
     SCALES = [1e-44, 1e-30, 1e-23, 1e-12, 1.0, 1e18, 1e19, 1e30, 1e37]
+    DOUBLE_SCALES = [1e-300, 1e-170, 1e-155, 1e-139, 1.0, 1e149, 1e155, 1e300]
 
     @pytest.mark.parametrize('scale', SCALES)
     @pytest.mark.parametrize('n_large', [1, 300])
@@ -195,29 +196,50 @@ class TestRange:
         assert torch.equal(norms(x)[:25], expected[:25])
         assert torch.equal(norms(x)[26:], expected[26:])
 
-    def test_norm_that_is_no_float32(self):
-        x = torch.full((1, 100), torch.finfo(torch.float32).max)
-        assert norms(x) == torch.finfo(torch.float32).max
+    @pytest.mark.parametrize('scale', DOUBLE_SCALES)
+    @pytest.mark.parametrize('n_large', [1, 300])
+    def test_norms_of_float64(self, scale, n_large):
+        x = torch.zeros(3, 300, dtype=torch.float64)
+        x[0, :n_large] = scale
+        x[1] = 1
+        expected = [scale * n_large**0.5, 300**0.5, 0.0]
+        expected = torch.tensor(expected, dtype=torch.float64)
+        torch.testing.assert_close(norms(x), expected, rtol=1e-6, atol=0)
+        # The others are what they are without it, to the bit.
+        assert torch.equal(norms(x)[1:], torch.linalg.vector_norm(x[1:], dim=1))
+
+    def test_norms_of_nothing(self):
+        assert norms(torch.zeros(2, 0, dtype=torch.float64)).tolist() == [0, 0]
+
+    @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+    def test_norm_that_is_out_of_range(self, dtype):
+        x = torch.full((1, 100), torch.finfo(dtype).max, dtype=dtype)
+        assert norms(x) == torch.finfo(dtype).max
+
+    CASES = [
+        *((scale, torch.float32) for scale in SCALES),
+        *((scale, torch.float64) for scale in DOUBLE_SCALES),
+    ]
 
     @pytest.mark.parametrize('bad', [torch.nan, torch.inf, -torch.inf])
-    @pytest.mark.parametrize('scale', SCALES)
-    def test_bad_values_are_seen(self, bad, scale):
-        x = torch.full((2, 5), scale)
+    @pytest.mark.parametrize(('scale', 'dtype'), CASES)
+    def test_bad_values_are_seen(self, bad, scale, dtype):
+        x = torch.full((2, 5), scale, dtype=dtype)
         x[1, 3] = bad
         assert norms(x).isfinite().tolist() == [True, False]
 
-    @pytest.mark.parametrize('scale', SCALES)
-    def test_large_and_small_residuals_are_no_breakdown(self, scale):
+    @pytest.mark.parametrize(('scale', 'dtype'), CASES)
+    def test_large_and_small_residuals_are_no_breakdown(self, scale, dtype):
         """A scale of the state changes nothing but the scale of the residual."""
-        x = torch.rand(4, 30)
+        x = torch.rand(4, 30, dtype=dtype)
 
         def solve(by):
             solver = Halfway(max_evals=8, tol=0.0, stop_mode='abs')
-            return solver.solve(lambda z: 0.5 * z + by * x, torch.zeros(4, 30))
+            return solver.solve(lambda z: 0.5 * z + by * x, torch.zeros_like(x))
 
         solution = solve(scale)
         assert (solution.status == SolveStatus.BUDGET_SPENT).all()
-        if scale > 1e-35:  # below it numbers of float32 lose digits
+        if scale > 1e-35 or dtype == torch.float64:  # less loses digits in float32
             expected = solve(1.0).residual * scale
             torch.testing.assert_close(solution.residual, expected, rtol=1e-5, atol=0)
 

@@ -54,10 +54,18 @@ def test_convergence(load_tool, arguments, scenes, monkeypatch, capsys, option):
     )
 
 
-def test_convergence_of_an_unreadable_image(load_tool, arguments, scenes):
+@pytest.mark.parametrize(
+    'command',
+    [['plot_convergence.py'], ['compare_gradients.py'], ['benchmark.py', 'solvers']],
+    ids=lambda command: command[0],
+)
+def test_unreadable_image(load_tool, arguments, scenes, command):
     (scenes / 'data/digit_scenes/img_dir/test/0001.png').write_bytes(b'')
+    tool, *kind = command
+    if kind:
+        arguments.insert(1, '--checkpoint')
     with pytest.raises(ValueError, match=r'sample 1 \(.*test/0001.png, .*cannot be'):
-        load_tool('analysis_tools/plot_convergence.py').main(arguments)
+        load_tool(f'analysis_tools/{tool}').main([*kind, *arguments])
 
 
 class TestSegmentation:
