@@ -21,6 +21,8 @@ STATISTICS = {
     'adjoint_residual',
 }
 
+# Seconds. On a slow core the training takes 400.
+TRAINING_LIMIT = 1200
 # Elsewhere it is emulated, dozens of times slower than float32.
 HAS_BFLOAT16 = any(
     flag in Path('/proc/cpuinfo').read_text() for flag in ('avx512_bf16', 'amx_bf16')
@@ -39,6 +41,7 @@ def classifier(root, run_process, workplace, tmp_path_factory):
         'default_hooks.equilibrium.pretrain_iters=126',
         *('train_cfg.val_interval=4', 'default_hooks.checkpoint.interval=4'),
         cwd=workplace,
+        timeout=TRAINING_LIMIT,
     )
     return config, work_dir / 'epoch_8.pth'
 
@@ -64,6 +67,7 @@ def segmentor(root, run_tool, workplace, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(TRAINING_LIMIT)
 class TestClassifier:
     def test_accuracy(self, classifier, scalars):
         records = scalars(classifier[1].parent)
