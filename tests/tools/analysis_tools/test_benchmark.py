@@ -7,6 +7,7 @@ import torch
 from mmengine.device import get_device
 from mmengine.runner import save_checkpoint
 from torch import rand
+from torch.utils.data import DataLoader
 
 from mdeq_mm import apis
 from mdeq_mm.benchmark import (
@@ -89,7 +90,9 @@ class TestSolvers:
 
         def build(cfg):
             assert cfg.test_dataloader.batch_size == 3
-            return [dict(inputs=list(images))]
+            return DataLoader(
+                list(images), batch_size=3, collate_fn=lambda x: dict(inputs=x)
+            )
 
         monkeypatch.setattr(tool, 'measure_solvers', measure)
         monkeypatch.setattr(backbones, 'build_test_loader', build)
