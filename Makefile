@@ -25,7 +25,7 @@ CLASSIC := .venv-classic
 ONEDL := .venv-onedl
 LINT := .venv-lint
 # Python compiles what it imports; pip would compile all files, most of which nobody needs.
-# What is compiled must be kept: each process of the tests would need seconds for it.
+# Python must keep the result: otherwise each process of the tests compiles it again.
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 

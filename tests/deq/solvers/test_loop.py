@@ -239,7 +239,7 @@ class TestRange:
 
         solution = solve(scale)
         assert (solution.status == SolveStatus.BUDGET_SPENT).all()
-        if scale > 1e-35 or dtype == torch.float64:  # less loses digits in float32
+        if scale > 1e-35 or dtype == torch.float64:  # float32 is coarse below
             expected = solve(1.0).residual * scale
             torch.testing.assert_close(solution.residual, expected, rtol=1e-5, atol=0)
 
