@@ -238,8 +238,8 @@ def norms(x: Tensor) -> Tensor:
         return _wide_norms(x)
     norm = torch.linalg.vector_norm(x, dim=1)
     least, most = (_LEAST_DOUBLE, _MOST_DOUBLE) if double else (_LEAST, _MOST)
-    # Squares in float64 take several times as long there. Other devices would have to
-    # send the norms to the host.
+    # On a CPU the other ways take several times as long. Another device would have to
+    # send the norms to the host to know that it does not need them.
     if on_cpu and all(least < value < most for value in norm.tolist()):
         return norm
     # The others are measured as they would be by themselves.
