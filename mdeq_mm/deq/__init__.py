@@ -15,6 +15,7 @@ from .initial_guesses import (
 )
 from .jacobian import spectral_radius, squared_frobenius_norm
 from .layer import EquilibriumLayer, equilibrium_layers
+from .lipschitz import project_weights, spectral_norm_bound
 from .modes import Equilibrium, Mode, Unrolled
 from .parts import VariationalDropout, freezable_weight_norm
 from .solvers import (
@@ -67,6 +68,8 @@ __all__ = [
     'current_frozen',
     'equilibrium_layers',
     'freezable_weight_norm',
+    'project_weights',
+    'spectral_norm_bound',
     'spectral_radius',
     'squared_frobenius_norm',
 ]

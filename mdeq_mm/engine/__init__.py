@@ -8,6 +8,7 @@ from .hooks import (
     JacobianRegularizationHook,
     ModelCall,
     RandomStateHook,
+    SpectralProjectionHook,
     StrictLoadingHook,
     TrajectorySupervisionHook,
 )
@@ -33,6 +34,7 @@ __all__ = [
     'MultiTaskTrainLoop',
     'MultiTaskValLoop',
     'RandomStateHook',
+    'SpectralProjectionHook',
     'StrictLoadingHook',
     'TrajectorySupervisionHook',
     'task_config',

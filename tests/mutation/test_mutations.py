@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 KINDS = {
     *('loop', 'history', 'Broyden', 'Anderson', 'Picard', 'implicit', 'freeze'),
     *('dropout', 'fusion', 'phases', 'statistics', 'Jacobian', 'resume', 'converter'),
-    *('reading', 'metrics', 'loss', 'guesses', 'data', 'optimizer', 'tasks'),
+    *('reading', 'metrics', 'loss', 'guesses', 'data', 'optimizer', 'tasks', 'bounds'),
 }
 
 

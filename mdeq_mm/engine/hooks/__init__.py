@@ -5,6 +5,7 @@ from .implicit_gradient_hook import ImplicitGradientHook
 from .initial_guess_loss_hook import InitialGuessLossHook
 from .jacobian_regularization_hook import JacobianRegularizationHook
 from .random_state_hook import RandomStateHook
+from .spectral_projection_hook import SpectralProjectionHook
 from .strict_loading_hook import StrictLoadingHook
 from .trajectory_supervision_hook import TrajectorySupervisionHook
 
@@ -18,6 +19,7 @@ __all__ = [
     'JacobianRegularizationHook',
     'ModelCall',
     'RandomStateHook',
+    'SpectralProjectionHook',
     'StrictLoadingHook',
     'TrajectorySupervisionHook',
 ]

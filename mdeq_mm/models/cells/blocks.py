@@ -14,7 +14,8 @@ class ResidualBlock(nn.Module):
     """Residual block of one branch (MDEQ paper, section 3.1 and figure 2).
 
     ``h = ReLU(GN(conv(z)))``, ``h = GN(drop(conv(h)) + x) + z``, result
-    ``GN(ReLU(h))``. Both convolutions are weight-normalised.
+    ``GN(ReLU(h))``. Both convolutions are weight-normalised. With
+    ``residual_weight`` the sum ``GN(drop(conv(h)) + x) + z`` is a mean.
 
     Args:
         channels (int): Channels of input and output.
@@ -27,6 +28,9 @@ class ResidualBlock(nn.Module):
         conv_cfg (dict, optional): Config of the convolutions. Defaults to None
             (``Conv2d``).
         act_cfg (dict): Config of the activation. Defaults to ``dict(type='ReLU')``.
+        norm_type (str): Type of every norm. Defaults to ``'GN'``.
+        residual_weight (float, optional): Weight of the residual function in a mean
+            with its input, in (0, 1]. Defaults to None, their sum.
     """
 
     def __init__(
@@ -38,10 +42,13 @@ class ResidualBlock(nn.Module):
         dropout: float = 0.0,
         conv_cfg: Optional[dict] = None,
         act_cfg: dict = dict(type='ReLU'),
+        norm_type: str = 'GN',
+        residual_weight: Optional[float] = None,
     ) -> None:
         super().__init__()
+        self.residual_weight = residual_weight
         inner = channels * expansion
-        norm_cfg = dict(type='GN', num_groups=num_groups)
+        norm_cfg = dict(type=norm_type, num_groups=num_groups)
 
         def conv(in_channels: int, out_channels: int, big: bool) -> nn.Module:
             size = 5 if big else 3
@@ -79,5 +86,7 @@ class ResidualBlock(nn.Module):
         h = self.dropout(self.conv2(h))
         if injection is not None:
             h = h + injection
-        h = self.act(self.norm2(h) + z)
-        return self.norm3(h)
+        h = self.norm2(h)
+        weight = self.residual_weight
+        h = h + z if weight is None else weight * h + (1 - weight) * z
+        return self.norm3(self.act(h))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Callable, Optional, cast
@@ -48,6 +49,16 @@ class MultiscaleCell(Cell):
         conv_cfg (dict, optional): Config of the convolutions. Defaults to None
             (``Conv2d``).
         act_cfg (dict): Config of the activation. Defaults to ``dict(type='ReLU')``.
+        norm_type (str): ``'GN'``, or ``'MeanOnlyGroupNorm'``, whose Lipschitz constant
+            is its largest absolute gain. Defaults to ``'GN'``, which has no bound.
+        residual_weight (float, optional): The sum that ends the residual function of a
+            block becomes a mean with this weight, in (0, 1]. If the function has the
+            Lipschitz constant ``L``, the sum has ``L + 1`` and the mean has
+            ``weight * L + 1 - weight``. Defaults to None, the sum.
+        fusion_weight (float, optional): The sum of a branch and all others becomes a
+            mean with this weight, in (0, 1], for the others together. Each level that
+            the other is coarser divides its share by ``e``. The bound is as above.
+            Defaults to None, the sum.
         with_cp (bool): Whether autograd saves only the inputs of residual blocks and
             fusions. Every backward pass then computes the rest again.
             Defaults to False.
@@ -67,12 +78,18 @@ class MultiscaleCell(Cell):
         dropout: float = 0.0,
         conv_cfg: Optional[dict] = None,
         act_cfg: dict = dict(type='ReLU'),
+        norm_type: str = 'GN',
+        residual_weight: Optional[float] = None,
+        fusion_weight: Optional[float] = None,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
         check_int('expansion', expansion, 1)
         check_int('num_groups', num_groups, 1)
         check_number('dropout', dropout, least=0, below=1)
+        check_choice('norm_type', norm_type, ('GN', 'MeanOnlyGroupNorm'))
+        check_number('residual_weight', residual_weight, above=0, most=1, optional=True)
+        check_number('fusion_weight', fusion_weight, above=0, most=1, optional=True)
         self.channels = tuple(channels)
         self.with_cp = with_cp
         if num_blocks is None:
@@ -85,7 +102,15 @@ class MultiscaleCell(Cell):
         self.branches = nn.ModuleList(
             nn.ModuleList(
                 ResidualBlock(
-                    width, expansion, num_groups, n_big, dropout, conv_cfg, act_cfg
+                    width,
+                    expansion,
+                    num_groups,
+                    n_big,
+                    dropout,
+                    conv_cfg,
+                    act_cfg,
+                    norm_type,
+                    residual_weight,
                 )
                 for _ in range(n_blocks)
             )
@@ -95,7 +120,7 @@ class MultiscaleCell(Cell):
         )
         if len(self.channels) == 1:
             return
-        norm_cfg = dict(type='GN', num_groups=num_groups)
+        norm_cfg = dict(type=norm_type, num_groups=num_groups)
         self.fusion = nn.ModuleList(
             nn.ModuleList(
                 self._path(source, target, conv_cfg, norm_cfg, act_cfg)
@@ -103,7 +128,13 @@ class MultiscaleCell(Cell):
             )
             for target in range(len(self.channels))
         )
-        post_norm_cfg = dict(type='GN', num_groups=post_groups, affine=post_norm_affine)
+        self.fusion_weights = [
+            _fusion_weights(target, len(self.channels), fusion_weight)
+            for target in range(len(self.channels))
+        ]
+        post_norm_cfg = dict(
+            type=norm_type, num_groups=post_groups, affine=post_norm_affine
+        )
         self.post_fusion = nn.ModuleList(
             nn.Sequential(
                 build_activation_layer(act_cfg),
@@ -228,8 +259,11 @@ class MultiscaleCell(Cell):
         )
 
     def _fuse(self, target: int, *outputs: Tensor) -> Tensor:
-        """Sums what all branches send to one, and ends that branch."""
+        """Adds what all branches send to one, and ends that branch."""
+        weights = self.fusion_weights[target]
         fused = outputs[target]
+        if weights[target] != 1:
+            fused = weights[target] * fused
         size = fused.shape[2:]
         paths = cast(nn.ModuleList, self.fusion[target])
         for source, (path, output) in enumerate(zip(paths, outputs)):
@@ -239,5 +273,17 @@ class MultiscaleCell(Cell):
             if source > target:
                 # The target's size and not a factor: odd sizes round up.
                 term = F.interpolate(term, size=size, mode='nearest')
-            fused = fused + term
+            fused = torch.add(fused, term, alpha=weights[source])
         return self.post_fusion[target](fused)
+
+
+def _fusion_weights(target: int, n: int, weight: Optional[float]) -> list[float]:
+    """Returns what each of ``n`` branches weighs in the fusion of branch ``target``."""
+    if weight is None:
+        return [1.0] * n
+    shares = [math.exp(min(target - source, 0)) for source in range(n)]
+    shares[target] = 0.0
+    total = sum(shares)
+    weights = [weight * share / total for share in shares]
+    weights[target] = 1 - weight
+    return weights

@@ -1,11 +1,14 @@
+import math
+
 import pytest
 import torch
 from mmengine.registry import MODELS
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from mdeq_mm.deq import VariationalDropout
+from mdeq_mm.deq import VariationalDropout, project_weights
 from mdeq_mm.models import MultiscaleCell
+from mdeq_mm.models.cells import MeanOnlyGroupNorm
 
 
 def maps(channels, height=8, width=12, batch_size=2, dtype=torch.float32):
@@ -147,6 +150,126 @@ class TestMultiscaleCell:
         assert 'GELU' in kinds
         assert 'ReLU' not in kinds
         assert 'Conv2dAdaptivePadding' in kinds
+
+
+def lipschitz_bound(n_branches, m, alpha, beta):
+    """The bound of a cell of 3x3 kernels in the largest norm of its branches.
+
+    Each convolution has a weight of spectral norm ``m``. A kernel of 3x3 and stride 1
+    has nine patches at each place, one of stride 2 at most four, and an upsampling
+    copies each place four times. The Lipschitz constants are the roots of that.
+    """
+
+    def path(source, target):
+        levels = abs(source - target)
+        return m * 2**levels if source > target else (2 * m) ** levels
+
+    block = 1 - alpha + alpha * (3 * m) ** 2
+    fused = []
+    for target in range(n_branches):
+        others = [source for source in range(n_branches) if source != target]
+        shares = [math.exp(-max(source - target, 0)) for source in others]
+        weighted = sum(w * path(source, target) for w, source in zip(shares, others))
+        fused.append(1 - beta + beta * weighted / sum(shares))
+    return block * max(fused) * m
+
+
+class TestBounds:
+    """Cells whose Lipschitz constant is bounded."""
+
+    OPTIONS = dict(
+        norm_type='MeanOnlyGroupNorm', residual_weight=0.5, fusion_weight=0.3
+    )
+
+    @torch.no_grad()
+    @pytest.mark.parametrize(
+        ('n_branches', 'stated'), [(2, 0.81), (3, 0.88), (4, 0.94)]
+    )
+    @pytest.mark.parametrize('size', [(16, 16), (9, 13)], ids=str)
+    def test_contraction(self, n_branches, stated, size):
+        """With the defaults of the hook the bound is below 1, as the guide states.
+
+        The direction that grows most is sought by power iteration on the Jacobian.
+        """
+        channels = (8, 16, 8, 8)[:n_branches]
+        torch.manual_seed(0)
+        cell = MultiscaleCell(channels, expansion=2, num_groups=2, **self.OPTIONS)
+        cell.double()
+        for parameter in cell.parameters():
+            parameter.normal_(std=30)
+        project_weights(cell, max_norm=0.5, max_gain=1.0)
+        bound = lipschitz_bound(n_branches, 0.5, alpha=0.5, beta=0.3)
+        assert bound == pytest.approx(stated, abs=0.005)
+        x = maps(channels, *size, dtype=torch.float64)
+        z = maps(channels, *size, dtype=torch.float64)
+
+        def largest(states):
+            return max(float(s.flatten(1).norm(dim=1).max()) for s in states)
+
+        steepest = 0.0
+        for _ in range(8):
+            direction = maps(channels, *size, dtype=torch.float64)
+            for _ in range(5):
+                moved = [
+                    a + 1e-3 * d / largest(direction) for a, d in zip(z, direction)
+                ]
+                change = [a - b for a, b in zip(cell(moved, x), cell(z, x))]
+                steepest = max(steepest, largest(change) / 1e-3)
+                direction = change
+        assert 0.01 < steepest <= bound
+        solution = [torch.zeros_like(a) for a in z]
+        for _ in range(100):
+            solution = cell(solution, x)
+        torch.testing.assert_close(cell(solution, x), tuple(solution))
+
+    def test_values(self):
+        """A mean in each block and in the fusion."""
+        channels = (8, 8, 8)
+        options = dict(self.OPTIONS, residual_weight=0.4)
+        cell = MultiscaleCell(channels, num_groups=4, **options).double()
+        z, x = (maps(channels, dtype=torch.float64) for _ in range(2))
+        outputs = []
+        for (block,), state, injection in zip(cell.branches, z, x):
+            h = block.conv2(block.norm1(block.conv1(state)).relu())
+            h = 0.4 * block.norm2(h + injection) + 0.6 * state
+            outputs.append(block.norm3(h.relu()))
+        e = math.e
+        weights = [
+            [0.7, 0.3 * e / (e + 1), 0.3 / (e + 1)],
+            [0.3 * e / (e + 1), 0.7, 0.3 / (e + 1)],
+            [0.15, 0.15, 0.7],
+        ]
+        for target, actual in enumerate(cell(z, x)):
+            total = weights[target][target] * outputs[target]
+            for source, path in enumerate(cell.fusion[target]):
+                if source != target:
+                    term = enlarge(path(outputs[source]), total.shape[2:])
+                    total = total + weights[target][source] * term
+            torch.testing.assert_close(actual, cell.post_fusion[target](total))
+
+    def test_all_norms(self):
+        cell = MultiscaleCell((8, 8, 8), **self.OPTIONS)
+        norms = [m for m in cell.modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert len(norms) == 3 * 3 + 7 + 3
+        assert {type(norm) for norm in norms} == {MeanOnlyGroupNorm}
+        assert {norm.num_groups for norm in norms} == {8, 4}
+
+    def test_state_dict(self):
+        """The options add no key."""
+        plain = MultiscaleCell((8, 16, 8))
+        bounded = MultiscaleCell((8, 16, 8), **self.OPTIONS)
+        assert list(bounded.state_dict()) == list(plain.state_dict())
+
+    @pytest.mark.parametrize('name', ['residual_weight', 'fusion_weight'])
+    @pytest.mark.parametrize('value', [0, -0.1, 1.1, float('nan'), 'half', True])
+    def test_wrong_weight(self, name, value):
+        with pytest.raises((TypeError, ValueError), match=name):
+            MultiscaleCell((8, 8), **{name: value})
+
+    @pytest.mark.parametrize('value', ['BN', 'GroupNorm', None])
+    def test_wrong_norm(self, value):
+        with pytest.raises(ValueError, match="norm_type.*'GN'.*MeanOnlyGroupNorm"):
+            MultiscaleCell((8, 8), norm_type=value)
 
 
 @pytest.mark.versions

@@ -1,0 +1,47 @@
+"""Group norm that does not divide by the standard deviation."""
+
+from __future__ import annotations
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class MeanOnlyGroupNorm(nn.GroupNorm):
+    """Subtracts the mean of each group of channels per sample, and nothing else.
+
+    Group norm magnifies a small input without bound. This norm does not: without affine
+    parameters its Lipschitz constant is 1, with them it is the largest absolute gain
+    (Sato and Iiduka, arXiv 2602.03297).
+
+    Args:
+        num_channels (int): Channels of the input.
+        num_groups (int): Groups of channels.
+        eps (float): Not used, since nothing is divided. mmcv passes it to every norm.
+            Defaults to 1e-5.
+        affine (bool): Whether each channel has a gain and an offset. Defaults to True.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies the norm.
+
+        Args:
+            x (Tensor): Input, ``(B, C, H, W)``.
+
+        Returns:
+            Tensor: Output of the same shape.
+        """
+        groups = x.unflatten(1, (self.num_groups, -1))
+        centred = (groups - groups.mean((2, 3, 4), keepdim=True)).flatten(1, 2)
+        if not self.affine:
+            return centred
+        return centred * self.weight[:, None, None] + self.bias[:, None, None]
