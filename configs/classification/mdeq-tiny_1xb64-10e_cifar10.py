@@ -27,7 +27,7 @@ iters_per_epoch = 782  # 50,000 training images in batches of 64
 train_cfg = dict(max_epochs=epochs)
 param_scheduler = dict(T_max=epochs)
 auto_scale_lr = dict(base_batch_size=64)
-optim_wrapper = dict(optimizer=dict(lr=3e-3))
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 
 default_hooks = dict(equilibrium=dict(pretrain_iters=7 * iters_per_epoch))
 randomness = dict(seed=0)

@@ -34,7 +34,7 @@ test_dataloader = dict(batch_size=64)
 
 epochs = 10
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='Adam', lr=3e-3, weight_decay=2.5e-6)
+    optimizer=dict(_delete_=True, type='Adam', lr=1e-2, weight_decay=2.5e-6)
 )
 param_scheduler = dict(
     _delete_=True,

@@ -15,9 +15,9 @@ from .initial_guesses import (
 )
 from .jacobian import spectral_radius, squared_frobenius_norm
 from .layer import EquilibriumLayer, equilibrium_layers
-from .lipschitz import project_weights, spectral_norm_bound
 from .modes import Equilibrium, Mode, Unrolled
 from .parts import VariationalDropout, freezable_weight_norm
+from .projection import project_weights, spectral_norm_bound
 from .solvers import (
     AndersonSolver,
     BroydenSolver,

@@ -18,15 +18,16 @@ from .base import find_layers
 class SpectralProjectionHook(Hook):
     """Bounds the weights of the cells, before the training and after each iteration.
 
-    Weights of convolutions and linear layers are scaled down to a spectral norm, and
-    gains of norms are clipped (Sato and Iiduka, arXiv 2602.03297). With
+    Weights of convolutions and linear layers are scaled down to at most a spectral
+    norm, and gains of norms are clipped (Sato and Iiduka, arXiv 2602.03297). With
     ``norm_type='MeanOnlyGroupNorm'``, ``residual_weight=0.5``, ``fusion_weight=0.3``
     and the defaults here, a :class:`MultiscaleCell` of two to four branches with 3x3
-    kernels is a contraction: it has one equilibrium, and Picard iteration finds it.
-    Dropout of a probability ``p`` divides by ``1 - p`` in training, which weakens the
-    bound.
+    kernels and ReLU is a contraction: it has one equilibrium, and Picard iteration
+    finds it from any start. Dropout of a probability ``p`` divides by ``1 - p`` in
+    training, which weakens the bound.
 
-    Nothing is kept between iterations.
+    Cells that do not train stay as they are. The averages of ``EMAHook`` are not
+    projected, and may exceed the bounds. Nothing is kept between iterations.
 
     Args:
         max_norm (float): Largest spectral norm of a weight, above 0. Defaults to 0.5.
@@ -45,6 +46,9 @@ class SpectralProjectionHook(Hook):
         >>> default_hooks = dict(projection=dict(type='SpectralProjectionHook'))
     """
 
+    # Before hooks that average or save the weights.
+    priority = 'ABOVE_NORMAL'
+
     def __init__(self, max_norm: float = 0.5, max_gain: float = 1.0) -> None:
         check_number('max_norm', max_norm, above=0)
         check_number('max_gain', max_gain, above=0)
@@ -56,7 +60,7 @@ class SpectralProjectionHook(Hook):
 
         Raises:
             ValueError: If the model has no equilibrium layer, or its weights are
-                sharded.
+                sharded or computed in a way that cannot be bounded.
         """
         if is_sharded(runner.model):
             raise ValueError(
@@ -71,4 +75,5 @@ class SpectralProjectionHook(Hook):
 
     def _project(self, runner: Runner) -> None:
         for layer in find_layers(runner.model, type(self).__name__):
-            project_weights(layer.cell, self.max_norm, self.max_gain)
+            if any(parameter.requires_grad for parameter in layer.cell.parameters()):
+                project_weights(layer.cell, self.max_norm, self.max_gain)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class MeanOnlyGroupNorm(nn.GroupNorm):
     """Subtracts the mean of each group of channels per sample, and nothing else.
 
-    Group norm magnifies a small input without bound. This norm does not: without affine
-    parameters its Lipschitz constant is 1, with them it is the largest absolute gain
-    (Sato and Iiduka, arXiv 2602.03297).
+    Group norm magnifies a small input without bound. This norm does not: its Lipschitz
+    constant is 1 without affine parameters, and with them at most the largest absolute
+    gain (Sato and Iiduka, arXiv 2602.03297).
 
     Args:
         num_channels (int): Channels of the input.

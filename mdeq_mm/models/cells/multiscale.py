@@ -49,16 +49,18 @@ class MultiscaleCell(Cell):
         conv_cfg (dict, optional): Config of the convolutions. Defaults to None
             (``Conv2d``).
         act_cfg (dict): Config of the activation. Defaults to ``dict(type='ReLU')``.
-        norm_type (str): ``'GN'``, or ``'MeanOnlyGroupNorm'``, whose Lipschitz constant
-            is its largest absolute gain. Defaults to ``'GN'``, which has no bound.
-        residual_weight (float, optional): The sum that ends the residual function of a
-            block becomes a mean with this weight, in (0, 1]. If the function has the
-            Lipschitz constant ``L``, the sum has ``L + 1`` and the mean has
-            ``weight * L + 1 - weight``. Defaults to None, the sum.
-        fusion_weight (float, optional): The sum of a branch and all others becomes a
-            mean with this weight, in (0, 1], for the others together. Each level that
-            the other is coarser divides its share by ``e``. The bound is as above.
-            Defaults to None, the sum.
+        norm_type (str): ``'GN'``, which has no Lipschitz constant, or
+            ``'MeanOnlyGroupNorm'``, of which it is at most the largest absolute gain.
+            Defaults to ``'GN'``.
+        residual_weight (float, optional): Weight in (0, 1] of the residual function of
+            a block, if it is averaged with its input instead of added to it. If the
+            function has the Lipschitz constant ``L``, the sum has ``1 + L``, and the
+            mean has ``1 - weight + weight * L``. Defaults to None, the sum.
+        fusion_weight (float, optional): Weight in (0, 1] of all other branches
+            together, if a branch is averaged with them instead of added to them. Each
+            level that another branch is coarser divides its share by ``e``. If their
+            mean has the Lipschitz constant ``L``, the result has
+            ``1 - weight + weight * L``. Defaults to None, the sum.
         with_cp (bool): Whether autograd saves only the inputs of residual blocks and
             fusions. Every backward pass then computes the rest again.
             Defaults to False.

@@ -152,6 +152,11 @@ class TestMultiscaleCell:
         assert 'Conv2dAdaptivePadding' in kinds
 
 
+def signs(n_channels):
+    """Signs that alternate, so that the mean of each group is 0."""
+    return (-torch.ones(n_channels, dtype=torch.float64)) ** torch.arange(n_channels)
+
+
 def lipschitz_bound(n_branches, m, alpha, beta):
     """The bound of a cell of 3x3 kernels in the largest norm of its branches.
 
@@ -183,44 +188,51 @@ class TestBounds:
 
     @torch.no_grad()
     @pytest.mark.parametrize(
-        ('n_branches', 'stated'), [(2, 0.81), (3, 0.88), (4, 0.94)]
+        ('n_branches', 'stated'), [(2, 0.82), (3, 0.88), (4, 0.94)]
     )
-    @pytest.mark.parametrize('size', [(16, 16), (9, 13)], ids=str)
+    @pytest.mark.parametrize('size', [(64, 64), (57, 61)], ids=str)
     def test_contraction(self, n_branches, stated, size):
-        """With the defaults of the hook the bound is below 1, as the guide states.
+        """The bounds that the guide states hold, and hardly less would.
 
-        The direction that grows most is sought by power iteration on the Jacobian.
+        The weights are the worst ones: every kernel is constant, channels alternate in
+        sign, so that norms take nothing away, and offsets keep every ReLU active.
         """
-        channels = (8, 16, 8, 8)[:n_branches]
-        torch.manual_seed(0)
+        channels = (8,) * n_branches
         cell = MultiscaleCell(channels, expansion=2, num_groups=2, **self.OPTIONS)
         cell.double()
-        for parameter in cell.parameters():
-            parameter.normal_(std=30)
+        for module in cell.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                rows, columns = signs(module.out_channels), signs(module.in_channels)
+                ones = torch.ones(3, 3, dtype=rows.dtype)
+                weight = torch.einsum('o,i,hw->oihw', rows, columns, ones)
+                weight = weight[..., : module.kernel_size[0], : module.kernel_size[1]]
+                if parametrize.is_parametrized(module):
+                    weights = module.parametrizations.weight
+                    weights.original1.copy_(weight)
+                    weights.original0.fill_(100)
+                else:
+                    module.weight.copy_(weight)
+            elif isinstance(module, MeanOnlyGroupNorm):
+                module.bias.fill_(5)
         project_weights(cell, max_norm=0.5, max_gain=1.0)
         bound = lipschitz_bound(n_branches, 0.5, alpha=0.5, beta=0.3)
-        assert bound == pytest.approx(stated, abs=0.005)
-        x = maps(channels, *size, dtype=torch.float64)
-        z = maps(channels, *size, dtype=torch.float64)
+        assert bound <= stated < bound + 0.01
 
-        def largest(states):
-            return max(float(s.flatten(1).norm(dim=1).max()) for s in states)
-
+        x = maps(channels, *size, batch_size=1, dtype=torch.float64)
+        z = tuple(torch.full_like(state, 5) for state in x)
+        moved = [state + signs(8)[:, None, None] for state in z]
         steepest = 0.0
-        for _ in range(8):
-            direction = maps(channels, *size, dtype=torch.float64)
-            for _ in range(5):
-                moved = [
-                    a + 1e-3 * d / largest(direction) for a, d in zip(z, direction)
-                ]
-                change = [a - b for a, b in zip(cell(moved, x), cell(z, x))]
-                steepest = max(steepest, largest(change) / 1e-3)
-                direction = change
-        assert 0.01 < steepest <= bound
-        solution = [torch.zeros_like(a) for a in z]
+        for _ in range(10):
+            # Toward what grows most, as power iteration does.
+            change = [a - b for a, b in zip(cell(moved, x), cell(z, x))]
+            distance = max((a - b).norm() for a, b in zip(moved, z))
+            steepest = max(steepest, max(c.norm() for c in change) / distance)
+            moved = [state + c / c.norm() for state, c in zip(z, change)]
+        assert 0.95 * bound < steepest <= bound * (1 + 1e-4)
+
         for _ in range(100):
-            solution = cell(solution, x)
-        torch.testing.assert_close(cell(solution, x), tuple(solution))
+            z = cell(z, x)
+        torch.testing.assert_close(cell(z, x), z)
 
     def test_values(self):
         """A mean in each block and in the fusion."""

@@ -15,7 +15,6 @@ model = dict(
         ),
     )
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
 
 default_hooks = dict(
     equilibrium=dict(pretrain_iters=0),
