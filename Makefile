@@ -74,7 +74,7 @@ PICTURE := --residual --side-by-side --height 6.9 --opacity 1
 
 SHOW := work_dirs/show
 TRAINED := fcn_mdeq-micro_1xb8-600_earth-96x96
-CLASSIFIER := mdeq-tiny-s2_1xb64-5e_cifar10
+CLASSIFIER := mdeq-tiny-s2-contraction_1xb64-10e_cifar10
 SAMPLE := cat/00
 # One thread: two that share a busy core wait for each other. And glibc keeps what is
 # freed, or every evaluation would ask the system for memory anew.
