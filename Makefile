@@ -73,7 +73,7 @@ $(ONEDL)/.ready: requirements/onedl.txt requirements/tests.txt setup.py pyprojec
 PICTURE := --residual --side-by-side --height 6.9 --opacity 1
 
 SHOW := work_dirs/show
-TRAINED := fcn_mdeq-micro_1xb8-600_earth-96x96
+TRAINED := fcn_mdeq-micro-contraction_1xb8-600_earth-96x96
 CLASSIFIER := mdeq-tiny-s2-contraction_1xb64-10e_cifar10
 SAMPLE := cat/00
 # One thread: two that share a busy core wait for each other. And glibc keeps what is
@@ -93,7 +93,7 @@ show: env
 		--out $(SHOW)/classified.png
 
 DEMO := work_dirs/demo
-SEGMENTOR := configs/segmentation/fcn_mdeq-micro_1xb8-600_earth-96x96.py
+SEGMENTOR := configs/segmentation/fcn_mdeq-micro-contraction_1xb8-600_earth-96x96.py
 WEIGHTS := $(DEMO)/iter_600.pth
 
 demo: env

@@ -73,7 +73,7 @@ def test_refused(parser, capsys, options, message):
 class TestName:
     """The name of a model that comes with its weights stands for both files."""
 
-    TRAINED = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
+    TRAINED = 'fcn_mdeq-micro-contraction_1xb8-600_earth-96x96'
 
     def test_trained(self, parser):
         args = parser.parse_args([self.TRAINED, '--number', '2'])

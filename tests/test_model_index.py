@@ -21,7 +21,7 @@ from mdeq_mm.models import MDEQ
 pytestmark = pytest.mark.versions
 CLASSIFIER = 'mdeq-tiny_1xb64_digits'
 SEGMENTOR = 'fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64'
-TRAINED = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
+TRAINED = 'fcn_mdeq-micro-contraction_1xb8-600_earth-96x96'
 MAX_BYTES = 4_000_000  # of all weights in the package
 # What a file tells of its training, beside the weights.
 META = {'dataset_meta', 'epoch', 'iter', 'mdeq_mm_version', 'mmengine_version'}

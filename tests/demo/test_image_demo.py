@@ -41,7 +41,7 @@ def test_both_tasks(tool, save_model, image, tmp_path, capsys, config, size, wor
 
 def test_name(tool, image, tmp_path, capsys):
     """The name of a model that comes with its weights stands for both files."""
-    tool.main([image, 'fcn_mdeq-micro_1xb8-600_earth-96x96'])
+    tool.main([image, 'fcn_mdeq-micro-contraction_1xb8-600_earth-96x96'])
     assert '% ' in (text := capsys.readouterr().out)
     assert any(name in text for name in ('water', 'forest', 'snow and ice', 'barren'))
     assert (tmp_path / 'prediction.png').exists()

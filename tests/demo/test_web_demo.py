@@ -17,7 +17,7 @@ from ..isolation import started
 CLASSIFIER = 'classification/mdeq-tiny_1xb64_digits.py'
 SEGMENTOR = 'segmentation/fcn_mdeq-micro_1xb8-1200_digit-scenes-64x64.py'
 RESNET = 'segmentation/fcn_r18-d8-scratch_1xb4-1500_camvid-192x256.py'
-TRAINED = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
+TRAINED = 'fcn_mdeq-micro-contraction_1xb8-600_earth-96x96'
 MAX_BYTES, MAX_PIXELS = 50_000, 10_000
 
 

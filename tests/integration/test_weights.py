@@ -12,7 +12,7 @@ from mdeq_mm.inference import Predictor
 from ..isolation import NO_WORKERS
 
 pytestmark = pytest.mark.slow
-EARTH = 'fcn_mdeq-micro_1xb8-600_earth-96x96'
+EARTH = 'fcn_mdeq-micro-contraction_1xb8-600_earth-96x96'
 CIFAR10 = 'mdeq-tiny-s2-contraction_1xb64-10e_cifar10'
 FIRST_1000 = 73.4  # top-1, as measured when the weights were published
 
