@@ -26,7 +26,7 @@ model = dict(
         loss_decode=dict(
             _delete_=True,
             type='ClassWeightedCrossEntropyLoss',
-            class_weight=[0.6, 1.0, 1.2, 0.9, 0.8, 1.1, 1.3, 0.9],
+            class_weight=_base_.class_weight,
         ),
     ),
 )

@@ -23,6 +23,8 @@ metainfo = dict(
         [236, 212, 150],
     ],
 )
+# For a loss: rare classes count more.
+class_weight = [0.6, 1.0, 1.2, 0.9, 0.8, 1.1, 1.3, 0.9]
 crop_size = (96, 96)
 
 train_pipeline = [
