@@ -47,7 +47,7 @@ class MeanOnlyGroupNorm(nn.GroupNorm):
             return x - means.expand(-1, -1, size).flatten(1)[..., None, None]
         # The mean becomes a part of the offset, so that the maps are read three times
         # and not four. Reduced precision stays what it is.
-        gain, offset = self.weight.unflatten(0, grouped), self.bias.unflatten(0, grouped)
+        gain, offset = (p.unflatten(0, grouped) for p in (self.weight, self.bias))
         offset = (offset - gain * means).flatten(1).to(x.dtype)
         scaled = x * self.weight.to(x.dtype)[:, None, None]
         return scaled.add_(offset[..., None, None])
