@@ -36,6 +36,7 @@ OWN = {
     'mdeq-tiny_1xb64-1e_cifar10',
     'mdeq-tiny-s2_1xb64-5e_cifar10',
     'mdeq-tiny-s2-contraction_1xb64-10e_cifar10',
+    'mdeq-tiny-s2-unrolled_1xb64-10e_cifar10',
 }
 N_IMAGES = dict(cifar10=50_000, in1k=1_281_167, cityscapes=2_975)
 SMALL = (32, 64, 128, 256)
