@@ -40,6 +40,27 @@ def test_small_inputs_stay_small(x):
     torch.testing.assert_close(1e6 * norm(1e-6 * x), norm(x))
 
 
+@pytest.mark.parametrize('affine', [True, False])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_dtype_of_the_input(x, dtype, affine):
+    """As group norm does, whatever the dtype of the parameters."""
+    norm = MeanOnlyGroupNorm(6, num_groups=2, affine=affine)
+    out = norm(x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), norm(x), atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize('affine', [True, False])
+def test_gradients(x, affine):
+    norm = MeanOnlyGroupNorm(6, num_groups=2, affine=affine).double()
+    for parameter in norm.parameters():
+        parameter.data.uniform_(-2, 2)
+    x = x[:2, :, :2, :3].double().requires_grad_()
+    inputs = (x, *norm.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: norm(x), inputs)
+    assert torch.autograd.gradgradcheck(lambda x, *_: norm(x), inputs)
+
+
 def test_as_layer_of_mmcv():
     cfg = dict(type='MeanOnlyGroupNorm', num_groups=2, affine=False)
     name, norm = build_norm_layer(cfg, 6, postfix=1)
